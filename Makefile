@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target works from a clean clone. PYTHON chooses the interpreter, VENV where its environment lives,
+# GROUPED_CUDA=AUTO|ON|OFF whether the CUDA kernels are built.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := $(shell find ffi cmake -type f) CMakeLists.txt pyproject.toml constraints.txt
+PACKAGES := $(shell find jax_grouped torch_grouped -name '*.py')
+CXX_SOURCES := $(shell find ffi tests -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
+WORKERS ?= auto
+
+.PHONY: demo test test-jax lint format wheel bench-cpu gpu-package gpu-test clean
+.DEFAULT_GOAL := demo
+
+# What is installed is a copy, so it is made anew when any source changes. torch is left out of the environment that
+# only tests JAX.
+$(VENV)/all: EXTRAS := jax,torch,test,demo
+$(VENV)/jax-only: EXTRAS := jax,test
+$(VENV)/all $(VENV)/jax-only: $(NATIVE) $(PACKAGES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt ".[$(EXTRAS)]"
+	touch $@
+
+$(VENV)/dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $$($(BIN)/python -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"])')
+	touch $@
+
+demo: $(VENV)/all
+	$(BIN)/python examples/moe_digits.py
+
+test: $(VENV)/all
+	$(BIN)/pytest tests --ignore=tests/gpu -n $(WORKERS)
+
+test-jax: $(VENV)/jax-only
+	$(BIN)/pytest tests/jax -n $(WORKERS)
+
+lint: $(VENV)/all $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+wheel: $(VENV)/dev
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+	ls -l dist
+
+bench-cpu: $(VENV)/all
+	$(BIN)/python benchmarks/cpu_micro.py
+
+# The wheel and the sanitizer executable for a GPU machine, made where there is a compiler (no GPU is needed).
+gpu-package:
+	$(PYTHON) tests/gpu/package.py
+
+# On the GPU machine: checks, then writes tests/gpu/record.json. Builds the package first if it is not there.
+gpu-test:
+	$(PYTHON) tests/gpu/run.py
+
+clean:
+	rm -rf build dist .gpu $(VENV)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CPU core on one thread against torch.mm, a loop of it over groups, and jax.lax.ragged_dot.
+
+Interleaved, minimum of the repeats (the machine's noise only adds), fresh normal data. Prints one line a case and
+the ratios that the project promises: at least torch.mm for one group, no slower than the loop over 8 groups,
+several times jax.lax.ragged_dot. Exits 1 if one does not hold.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+# One thread each: set before the frameworks read it.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get("XLA_FLAGS", "")
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch_grouped import functional
+
+torch.set_num_threads(1)
+REPEATS = 15
+
+
+def _best(candidates: dict, repeats: int = REPEATS) -> dict[str, float]:
+    """Seconds of each candidate: the minimum over interleaved repeats, after one warm-up."""
+    for run in candidates.values():
+        run()
+    seconds = dict.fromkeys(candidates, float("inf"))
+    for _ in range(repeats):
+        for name, run in candidates.items():
+            begin = time.perf_counter()
+            run()
+            seconds[name] = min(seconds[name], time.perf_counter() - begin)
+    return seconds
+
+
+def _case(name: str, G: int, rows: int, K: int, N: int, dtype: torch.dtype, ragged: bool) -> dict[str, float]:
+    """Throughput in GFLOP/s of every candidate."""
+    T = G * rows
+    x = torch.randn(T, K).to(dtype)
+    w = torch.randn(G, N, K).to(dtype)
+    transposed = w.transpose(1, 2).contiguous()
+    sizes = torch.full((G,), rows)
+    out = torch.empty(T, N, dtype=dtype)
+    candidates = {
+        "ours [G,N,K]": lambda: functional.grouped_linear(x, w, sizes, out=out),
+        "ours [G,K,N]": lambda: functional.grouped_linear(x, transposed, sizes, weight_layout="gkn", out=out),
+        "torch.mm loop": lambda: [
+            torch.mm(x[g * rows : (g + 1) * rows], w[g].t(), out=out[g * rows : (g + 1) * rows]) for g in range(G)
+        ],
+    }
+    if ragged:
+        jax_x, jax_w = jnp.asarray(x.float().numpy()), jnp.asarray(transposed.float().numpy())
+        jax_sizes = jnp.asarray(np.full(G, rows, np.int32))
+        dot = jax.jit(jax.lax.ragged_dot)
+        candidates["jax ragged_dot"] = lambda: dot(jax_x, jax_w, jax_sizes).block_until_ready()
+    found = {k: 2e-9 * T * K * N / s for k, s in _best(candidates).items()}
+    print(f"{name:34}" + "".join(f"{k}: {v:6.1f}  " for k, v in found.items()), flush=True)
+    return found
+
+
+def main() -> int:
+    print("GFLOP/s, one thread")
+    with torch.inference_mode():
+        one = _case("f32, 1 group of 512, 1024x1024", 1, 512, 1024, 1024, torch.float32, True)
+        eight = _case("f32, 8 groups of 512, 1024x1024", 8, 512, 1024, 1024, torch.float32, True)
+        _case("f32, 8 groups of 16, 1024x1024", 8, 16, 1024, 1024, torch.float32, True)
+        _case("bf16, 8 groups of 512, 1024x1024", 8, 512, 1024, 1024, torch.bfloat16, False)
+    ratios = {
+        "one group / torch.mm (>= 1)": (one["ours [G,N,K]"] / one["torch.mm loop"], 1.0),
+        "8 groups / torch.mm loop (>= 1)": (eight["ours [G,N,K]"] / eight["torch.mm loop"], 1.0),
+        "8 groups / jax.lax.ragged_dot (>= 3)": (eight["ours [G,K,N]"] / eight["jax ragged_dot"], 3.0),
+    }
+    for name, (ratio, least) in ratios.items():
+        print(f"{name:40} {ratio:5.2f}  {'ok' if ratio >= least else 'MISSED'}")
+    return 0 if all(ratio >= least for ratio, least in ratios.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// exp and sigmoid of our own, so that an activation does not depend on a framework's or a libm's version.
+// The same source serves host and device. Every step that rounds is written out (explicit fma), so the
+// compiler's contraction setting changes nothing.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "core/offsets.h"
+
+namespace grouped {
+
+GROUPED_HD float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+GROUPED_HD double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+template <typename To, typename From>
+GROUPED_HD To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bits_as reinterprets, it does not convert");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+GROUPED_HD float power_of_two(int32_t n) { return bits_as<float>((n + 127) << 23); }
+GROUPED_HD double power_of_two(int64_t n) { return bits_as<double>((n + 1023) << 52); }
+
+// e^x within 1 ulp. x is first clamped to where the result leaves the format, 0 or infinity; NaN stays NaN.
+GROUPED_HD float exponential(float x) {
+  x = x > 90.0f ? 90.0f : x < -105.0f ? -105.0f : x;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float shifted = multiply_add(x, 1.44269504088896341f, kRound);
+  const float n = shifted - kRound;
+  float r = multiply_add(n, -0.693359375f, x);
+  r = multiply_add(n, 2.12194440054690583e-4f, r);
+  float p = 1.9875691500e-4f;  // minimax of (e^r - 1 - r) / r^2 on |r| <= ln(2)/2
+  p = multiply_add(p, r, 1.3981999507e-3f);
+  p = multiply_add(p, r, 8.3334519073e-3f);
+  p = multiply_add(p, r, 4.1665795894e-2f);
+  p = multiply_add(p, r, 1.6666665459e-1f);
+  p = multiply_add(p, r, 5.0000001201e-1f);
+  p = multiply_add(p, r * r, r) + 1.0f;
+  // Two factors, because 2^n alone leaves the format where the product does not.
+  const int32_t k = bits_as<int32_t>(shifted) - bits_as<int32_t>(kRound);
+  const int32_t half = k >> 1;
+  return p * power_of_two(half) * power_of_two(k - half);
+}
+
+GROUPED_HD double exponential(double x) {
+  x = x > 710.0 ? 710.0 : x < -750.0 ? -750.0 : x;
+  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  const double shifted = multiply_add(x, 1.44269504088896338700, kRound);
+  const double n = shifted - kRound;
+  double r = multiply_add(n, -6.93147180369123816490e-01, x);
+  r = multiply_add(n, -1.90821492927058770002e-10, r);
+  double p = 1.0 / 6227020800.0;  // Taylor to r^13: the rest is below 2^-58 on |r| <= ln(2)/2
+  p = multiply_add(p, r, 1.0 / 479001600.0);
+  p = multiply_add(p, r, 1.0 / 39916800.0);
+  p = multiply_add(p, r, 1.0 / 3628800.0);
+  p = multiply_add(p, r, 1.0 / 362880.0);
+  p = multiply_add(p, r, 1.0 / 40320.0);
+  p = multiply_add(p, r, 1.0 / 5040.0);
+  p = multiply_add(p, r, 1.0 / 720.0);
+  p = multiply_add(p, r, 1.0 / 120.0);
+  p = multiply_add(p, r, 1.0 / 24.0);
+  p = multiply_add(p, r, 1.0 / 6.0);
+  p = multiply_add(p, r, 0.5);
+  p = multiply_add(p, r * r, r) + 1.0;
+  const int64_t k = bits_as<int64_t>(shifted) - bits_as<int64_t>(kRound);
+  const int64_t half = k >> 1;
+  return p * power_of_two(half) * power_of_two(k - half);
+}
+
+template <typename A>
+struct Sigmoid {
+  A value, complement;  // complement = 1 - value without the cancellation
+};
+
+// Built on e^-|x|, which never overflows.
+template <typename A>
+GROUPED_HD Sigmoid<A> sigmoid(A x) {
+  const A e = exponential(x < A(0) ? x : -x);
+  const A large = A(1) / (A(1) + e);
+  const A small = e / (A(1) + e);
+  return x < A(0) ? Sigmoid<A>{small, large} : Sigmoid<A>{large, small};
+}
+
+}  // namespace grouped

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// Host side of a launch: the device to run on, its size, and errors as sentences.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "core/backend.h"
+
+namespace grouped::cuda {
+
+// Makes `device` current and restores what was current before.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    error_ = cudaGetDevice(&previous_);
+    if (error_ != cudaSuccess || previous_ == device) return;
+    error_ = cudaSetDevice(device);
+    changed_ = error_ == cudaSuccess;
+  }
+  ~DeviceGuard() {
+    if (changed_) (void)cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  cudaError_t error() const { return error_; }
+
+ private:
+  cudaError_t error_ = cudaSuccess;
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+inline cudaStream_t stream_of(const Launch& launch) { return static_cast<cudaStream_t>(launch.stream); }
+
+// GROUPED_OK, or a sentence; also clears the runtime's last error, so that no later caller finds ours.
+Status launch_status(cudaError_t error, int device);
+
+// Multiprocessors of the device; 1 if it cannot be asked, and then the launch itself will say why.
+int num_multiprocessors(int device);
+
+// A grid for a strided loop over `tiles`, never empty, never more than `per_multiprocessor` blocks each.
+unsigned int strided_grid(int64_t tiles, int per_multiprocessor, int device);
+
+// a * b without overflow, for tile counts that only a strided grid is made of.
+inline int64_t saturating_product(int64_t a, int64_t b) {
+  int64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+inline bool is_aligned(const void* pointer, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+// Raises a kernel's dynamic shared memory limit above 48 KB, once for each device; `done` is the kernel's own
+// memory of that. Two threads may both do it, which does no harm.
+template <typename Kernel>
+Status allow_shared_memory(Kernel* kernel, int bytes, int device, std::atomic<uint64_t>& done) {
+  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+  if ((done.load(std::memory_order_relaxed) & bit) != 0) return Status();
+  const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                 cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess) done.fetch_or(bit, std::memory_order_relaxed);
+  return launch_status(error, device);
+}
+
+// Launches a kernel that takes one parameter structure.
+template <typename Params>
+Status launch_kernel(void (*kernel)(Params), unsigned int grid, dim3 block, size_t shared_bytes,
+                     const Launch& launch, const Params& params) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid);
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream_of(launch);
+  return launch_status(cudaLaunchKernelEx(&config, kernel, params), launch.device);
+}
+
+}  // namespace grouped::cuda

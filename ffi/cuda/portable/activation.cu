@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// out[t] = round(activation(h[t]) * row_scale[t]): one warp a row.
+#include "portable/activation.cuh"
+
+namespace grouped::cuda {
+namespace {
+
+template <typename T>
+struct ForwardParams {
+  const T* h;                // [rows, 2F] or [rows, F]
+  EitherInput<T> row_scale;  // [rows], or null
+  T* out;                    // [rows, F]
+  int64_t rows, F;
+  ActivationParams<Accumulator<T>> options;
+  RowMap map;
+  bool interleaved, zero_tail;
+  bool vectors;
+};
+
+template <int32_t kKind, typename T>
+__global__ void __launch_bounds__(kRowThreads) activation_kernel(const __grid_constant__ ForwardParams<T> p) {
+  using A = Accumulator<T>;
+  constexpr int kCount = kStrip<T>;
+  const int64_t num_rows = p.map.offsets[p.map.G];
+  const int64_t h_length = kIsGated<kKind> ? 2 * p.F : p.F;
+  const bool has_scale = p.row_scale.data != nullptr;
+  for (int64_t row = first_row_of_warp(); row < num_rows; row += row_stride_of_grid()) {
+    const A scale = has_scale ? p.row_scale[row] : A(1);
+    for (int64_t first = threadIdx.x % 32 * kCount; first < p.F; first += 32 * kCount) {
+      A gate[kCount];
+      A up[kCount];
+      load_gate_up<kKind, T>(gate, up, p.h + row * h_length, first, p.F, p.interleaved, p.vectors);
+      A value[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        value[i] = activation_value<kKind>(gate[i], up[i], p.options);
+        if (has_scale) value[i] = multiply(value[i], scale);
+      }
+      store_strip<T>(p.out + row * p.F, first, p.F, value, p.vectors);
+    }
+  }
+  if (p.zero_tail) {
+    zero_bytes(reinterpret_cast<char*>(p.out + num_rows * p.F),
+               reinterpret_cast<char*>(p.out + p.rows * p.F));
+  }
+}
+
+}  // namespace
+
+Status activation(const ActivationProblem& p, const Launch& launch) {
+  RowMap map;
+  const Status mapped = make_row_map(p.sizes, 1, launch, &map);
+  if (!mapped.ok()) return mapped;
+  return with_type(p.in, [&](auto element) {
+    using T = decltype(element);
+    const bool vectors = rows_take_vectors<T>(p.h, p.F) && rows_take_vectors<T>(p.out, p.F);
+    const ForwardParams<T> params = {static_cast<const T*>(p.h),
+                                     either_input<T>(p.row_scale, p.scale_dtype),
+                                     static_cast<T*>(p.out),
+                                     p.T,
+                                     p.F,
+                                     activation_params<T>(p),
+                                     map,
+                                     p.interleaved,
+                                     p.zero_tail,
+                                     vectors};
+    return with_kind(p.kind, [&](auto kind) {
+      return launch_kernel(activation_kernel<decltype(kind)::value, T>, row_grid(p.T, launch.device),
+                           dim3(kRowThreads), 0, launch, params);
+    });
+  });
+}
+
+}  // namespace grouped::cuda

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the activation kernels share: how gate and up lie in a row of h, and the kernel of a kind.
+#pragma once
+
+#include "core/activation_math.h"
+#include "portable/rowwise.cuh"
+
+namespace grouped::cuda {
+
+// As a variable, because core's is_gated() is a host function outside constant expressions.
+template <int32_t kKind>
+inline constexpr bool kIsGated = is_gated(kKind);
+
+template <typename T>
+ActivationParams<Accumulator<T>> activation_params(const ActivationProblem& p) {
+  using A = Accumulator<T>;
+  return {static_cast<A>(p.alpha), static_cast<A>(p.limit), static_cast<A>(p.offset)};
+}
+
+// Features first.. of gate and up, from the row of h that begins at `row`. Concatenated rows are [gate | up].
+template <int32_t kKind, typename T, int kCount>
+__device__ __forceinline__ void load_gate_up(Accumulator<T> (&gate)[kCount], Accumulator<T> (&up)[kCount],
+                                             const T* row, int64_t first, int64_t F, bool interleaved,
+                                             bool vectors) {
+  if constexpr (!kIsGated<kKind>) {
+    load_strip<T>(gate, row, first, F, vectors);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) up[i] = 0;
+  } else if (interleaved) {
+    Accumulator<T> both[2 * kCount];
+    load_strip<T>(both, row, 2 * first, 2 * F, vectors);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      gate[i] = both[2 * i];
+      up[i] = both[2 * i + 1];
+    }
+  } else {
+    load_strip<T>(gate, row, first, F, vectors);
+    load_strip<T>(up, row + F, first, F, vectors);
+  }
+}
+
+template <int32_t kKind, typename T, int kCount>
+__device__ __forceinline__ void store_gate_up(T* row, int64_t first, int64_t F,
+                                              const Accumulator<T> (&gate)[kCount],
+                                              const Accumulator<T> (&up)[kCount], bool interleaved,
+                                              bool vectors) {
+  if constexpr (!kIsGated<kKind>) {
+    store_strip<T>(row, first, F, gate, vectors);
+  } else if (interleaved) {
+    Accumulator<T> both[2 * kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      both[2 * i] = gate[i];
+      both[2 * i + 1] = up[i];
+    }
+    store_strip<T>(row, 2 * first, 2 * F, both, vectors);
+  } else {
+    store_strip<T>(row, first, F, gate, vectors);
+    store_strip<T>(row + F, first, F, up, vectors);
+  }
+}
+
+// Calls f with the kind as a compile-time constant.
+template <typename F>
+Status with_kind(int32_t kind, F&& f) {
+  switch (kind) {
+    case GROUPED_SWIGLU:
+      return f(std::integral_constant<int32_t, GROUPED_SWIGLU>());
+    case GROUPED_CLAMPED_SWIGLU:
+      return f(std::integral_constant<int32_t, GROUPED_CLAMPED_SWIGLU>());
+    case GROUPED_GEGLU:
+      return f(std::integral_constant<int32_t, GROUPED_GEGLU>());
+    case GROUPED_SQUARED_RELU:
+      return f(std::integral_constant<int32_t, GROUPED_SQUARED_RELU>());
+    default:
+      return Status(GROUPED_INTERNAL, "grouped_activation: the CUDA backend does not know activation kind " +
+                                          std::to_string(kind) + ".");
+  }
+}
+
+}  // namespace grouped::cuda

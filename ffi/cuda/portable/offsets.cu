@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// offsets[g + 1] = next_offset(offsets[g], sizes[g]) for all groups, and the running count of row tiles, by
+// one block. next_offset() is a running min(T, a + b) over sizes, a running max over ends. Both are
+// associative on clamped values, so a block-wide scan gives exactly the sequential result.
+#include <cuda_runtime.h>
+
+#include <vector>
+
+#include "common/launch.h"
+#include "core/offsets.h"
+#include "portable/offsets.h"
+
+namespace grouped::cuda {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+struct OffsetsParams {
+  GroupSizes sizes;
+  int64_t tile_rows;
+  int64_t* offsets;
+  int64_t* row_tiles;
+};
+
+struct SaturatingAdd {
+  int64_t limit;
+  __device__ int64_t operator()(int64_t a, int64_t b) const { return a + b < limit ? a + b : limit; }
+};
+struct Add {
+  __device__ int64_t operator()(int64_t a, int64_t b) const { return a + b; }
+};
+struct Max {
+  __device__ int64_t operator()(int64_t a, int64_t b) const { return a > b ? a : b; }
+};
+
+// Inclusive scan over the block of `value`, begun from `carry`; 0 is neutral in all three scans.
+// `warp_totals` is scratch for one value a warp.
+template <typename Combine>
+__device__ int64_t block_scan(int64_t value, int64_t carry, Combine combine, int64_t* warp_totals) {
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int64_t left = __shfl_up_sync(0xffffffffu, value, distance);
+    if (lane >= distance) value = combine(left, value);
+  }
+  if (lane == 31) warp_totals[warp] = value;
+  __syncthreads();
+  int64_t before = carry;
+  for (int w = 0; w < warp; ++w) before = combine(before, warp_totals[w]);
+  __syncthreads();  // the scratch is used again
+  return combine(before, value);
+}
+
+__device__ int64_t size_at(const GroupSizes& sizes, int64_t g) {
+  return sizes.is_64bit ? static_cast<const int64_t*>(sizes.data)[g]
+                        : static_cast<const int32_t*>(sizes.data)[g];
+}
+
+__global__ void __launch_bounds__(kMaxThreads) offsets_kernel(const __grid_constant__ OffsetsParams p) {
+  __shared__ int64_t warp_totals[kMaxThreads / 32];
+  __shared__ int64_t ends[kMaxThreads];
+  __shared__ int64_t last_row_tile;
+
+  if (threadIdx.x == 0) {
+    p.offsets[0] = 0;
+    p.row_tiles[0] = 0;
+  }
+  const int64_t T = p.sizes.rows;
+  int64_t carry_rows = 0;
+  int64_t carry_tiles = 0;
+  // Every thread runs every step, because a step holds barriers; groups past the last count as empty.
+  for (int64_t first = 0; first < p.sizes.count; first += blockDim.x) {
+    const int64_t g = first + threadIdx.x;
+    const bool exists = g < p.sizes.count;
+    const int64_t size = exists ? clamp_size(size_at(p.sizes, g), T) : 0;
+    const int64_t end = p.sizes.are_ends ? block_scan(size, carry_rows, Max(), warp_totals)
+                                         : block_scan(size, carry_rows, SaturatingAdd{T}, warp_totals);
+    ends[threadIdx.x] = end;
+    __syncthreads();
+    const int64_t begin = threadIdx.x == 0 ? carry_rows : ends[threadIdx.x - 1];
+    const int64_t tiles = (end - begin + p.tile_rows - 1) / p.tile_rows;
+    const int64_t tiles_end = block_scan(tiles, carry_tiles, Add(), warp_totals);
+    if (exists) {
+      p.offsets[g + 1] = end;
+      p.row_tiles[g + 1] = tiles_end;
+    }
+    if (threadIdx.x == blockDim.x - 1) last_row_tile = tiles_end;
+    carry_rows = ends[blockDim.x - 1];
+    __syncthreads();
+    carry_tiles = last_row_tile;
+  }
+}
+
+}  // namespace
+
+size_t row_map_size(int64_t G) { return static_cast<size_t>(G + 1) * 2 * sizeof(int64_t); }
+
+Status make_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map) {
+  int64_t* offsets = static_cast<int64_t*>(launch.workspace);
+  int64_t* row_tiles = offsets + sizes.count + 1;
+  *map = RowMap{offsets, row_tiles, sizes.count};
+  const int64_t threads = sizes.count >= kMaxThreads ? kMaxThreads : (sizes.count + 31) / 32 * 32;
+  const OffsetsParams params = {sizes, tile_rows, offsets, row_tiles};
+  return launch_kernel(offsets_kernel, 1, dim3(threads == 0 ? 32 : static_cast<unsigned int>(threads)), 0,
+                       launch, params);
+}
+
+Status check_sizes(const GroupSizes& sizes, const Launch& launch) {
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  const cudaError_t asked = cudaStreamIsCapturing(stream_of(launch), &capture);
+  if (asked == cudaErrorStreamCaptureImplicit || capture != cudaStreamCaptureStatusNone) {
+    (void)cudaGetLastError();
+    return Status(
+        GROUPED_INTERNAL,
+        "group_sizes cannot be checked while a CUDA graph is captured, because the check waits for the "
+        "device. Capture without GROUPED_CHECK=1.");
+  }
+  std::vector<char> bytes(static_cast<size_t>(sizes.count) * (sizes.is_64bit ? 8 : 4));
+  cudaError_t error = asked;
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream_of(launch));
+  if (error == cudaSuccess && !bytes.empty()) {
+    error =
+        cudaMemcpyAsync(bytes.data(), sizes.data, bytes.size(), cudaMemcpyDeviceToHost, stream_of(launch));
+  }
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream_of(launch));
+  if (error != cudaSuccess) {
+    (void)cudaGetLastError();
+    return Status(GROUPED_INTERNAL, std::string("group_sizes could not be read for GROUPED_CHECK=1: ") +
+                                        cudaGetErrorString(error));
+  }
+  GroupSizes on_host = sizes;
+  on_host.data = bytes.data();
+  std::vector<int64_t> offsets(static_cast<size_t>(sizes.count) + 1);
+  return resolve_offsets(on_host, true, offsets.data());
+}
+
+}  // namespace grouped::cuda

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "doors/operation_call.h"
+
+namespace grouped::doors {
+namespace {
+
+template <typename Args>
+int32_t finish(int32_t op, int32_t (*function)(const Args*, const grouped_launch*, grouped_status*),
+               const Args& args, const grouped_launch* launch, grouped_status* status) {
+  return launch == nullptr ? grouped_check(op, &args, status) : function(&args, launch, status);
+}
+
+}  // namespace
+
+int32_t call_operation(int32_t op, const grouped_tensor* const* t, const Options& o,
+                       const grouped_launch* launch, grouped_status* status) {
+  switch (op) {
+    case GROUPED_OP_MM: {
+      const grouped_mm_args args = {sizeof(args),    t[0],         t[1],   t[2], t[3], t[4], t[5],
+                                    o.weight_layout, o.sizes_kind, o.tail, 0};
+      return finish(op, grouped_mm, args, launch, status);
+    }
+    case GROUPED_OP_WGRAD: {
+      const grouped_wgrad_args args = {sizeof(args),    t[0],         t[1],         t[2], t[3],
+                                       o.weight_layout, o.sizes_kind, o.accumulate, 0};
+      return finish(op, grouped_wgrad, args, launch, status);
+    }
+    case GROUPED_OP_BIAS_GRAD: {
+      const grouped_bias_grad_args args = {sizeof(args), t[0], t[1], t[2], o.sizes_kind, o.accumulate};
+      return finish(op, grouped_bias_grad, args, launch, status);
+    }
+    case GROUPED_OP_ACTIVATION: {
+      const grouped_activation_args args = {sizeof(args), t[0],         t[1],         t[2],
+                                            t[3],         o.activation, o.sizes_kind, o.tail};
+      return finish(op, grouped_activation, args, launch, status);
+    }
+    case GROUPED_OP_ACTIVATION_GRAD: {
+      const grouped_activation_grad_args args = {sizeof(args), t[0], t[1],         t[2],         t[3],
+                                                 t[4],         t[5], o.activation, o.sizes_kind, o.tail};
+      return finish(op, grouped_activation_grad, args, launch, status);
+    }
+    case GROUPED_OP_ROW_SCALE: {
+      const grouped_row_scale_args args = {sizeof(args), t[0], t[1], t[2], t[3], o.sizes_kind, o.tail};
+      return finish(op, grouped_row_scale, args, launch, status);
+    }
+    case GROUPED_OP_ROW_DOT: {
+      const grouped_row_dot_args args = {sizeof(args), t[0], t[1],         t[2],  t[3],
+                                         t[4],         t[5], o.sizes_kind, o.tail};
+      return finish(op, grouped_row_dot, args, launch, status);
+    }
+    default: {  // GROUPED_OP_LINEAR is a check; a number that is no operation is reported by it
+      const grouped_linear_args args = {
+          sizeof(args), t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], o.weight_layout, o.sizes_kind};
+      return grouped_check(op, &args, status);
+    }
+  }
+}
+
+}  // namespace grouped::doors

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// One call of the C interface from a list of tensors: what both doors decode into. Tensors stand in the order
+// of the operation's rule table, null where an optional one is absent.
+#pragma once
+
+#include "grouped/grouped.h"
+
+namespace grouped::doors {
+
+constexpr int kMaxArguments = 8;
+
+struct Options {
+  int32_t weight_layout = GROUPED_GNK;
+  int32_t sizes_kind = GROUPED_SIZES;
+  int32_t tail = GROUPED_TAIL_KEEP;
+  int32_t accumulate = 0;
+  grouped_activation_options activation = {};
+};
+
+// With a null launch the rules are checked and nothing runs.
+int32_t call_operation(int32_t op, const grouped_tensor* const* tensors, const Options& options,
+                       const grouped_launch* launch, grouped_status* status);
+
+}  // namespace grouped::doors

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grouped linear layers for mixture-of-experts training in JAX, into buffers that the caller donates."""
+
+from grouped_core import __version__
+
+from jax_grouped import _registration
+from jax_grouped._activation import grouped_activation
+from jax_grouped._linear import grouped_linear
+from jax_grouped._ragged_dot import ragged_dot
+
+_registration.register()
+
+__all__ = ["__version__", "grouped_activation", "grouped_linear", "ragged_dot"]

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One FFI call per operation of the core: operands, results and aliases in the order that the handlers expect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from grouped_core import CPU_DEVICE, NO_DATA, DType, Op, Options, check, check_symbolic, workspace_size
+
+Array = jax.Array
+
+_TARGETS = {
+    Op.MM: "grouped_mm_v1",
+    Op.WGRAD: "grouped_wgrad_v1",
+    Op.BIAS_GRAD: "grouped_bias_grad_v1",
+    Op.ACTIVATION: "grouped_activation_v1",
+    Op.ACTIVATION_GRAD: "grouped_activation_grad_v1",
+    Op.ROW_SCALE: "grouped_row_scale_v1",
+    Op.ROW_DOT: "grouped_row_dot_v1",
+}
+_DTYPES = {
+    "float16": DType.F16,
+    "bfloat16": DType.BF16,
+    "float32": DType.F32,
+    "float64": DType.F64,
+    "int32": DType.I32,
+    "int64": DType.I64,
+    "bool": DType.BOOL,
+    "int8": DType.I8,
+    "uint8": DType.U8,
+    "int16": DType.I16,
+    "uint16": DType.U16,
+    "uint32": DType.U32,
+    "uint64": DType.U64,
+    "complex64": DType.C64,
+    "complex128": DType.C128,
+    "float8_e4m3fn": DType.F8E4M3,
+    "float8_e5m2": DType.F8E5M2,
+}
+# The workspace result must have one size on every platform that a trace may be lowered for.
+_DEVICES = (CPU_DEVICE, 0)
+
+
+def accumulator(dtype: Any) -> Any:
+    """What the core sums this dtype in."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def _varies(array: Array) -> bool:
+    """Whether it differs between the devices of a mesh axis: the types that shard_map checks."""
+    kind = jax.typeof(array)
+    axes = getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", None)
+    return bool(axes)
+
+
+def result_type(shape: Sequence[Any], dtype: Any, *like: Array | None) -> jax.ShapeDtypeStruct:
+    """A new result. Inside shard_map it varies over every mesh axis over which one of `like` does."""
+    varying = [a for a in like if a is not None and _varies(a)]
+    if not varying:
+        return jax.ShapeDtypeStruct(tuple(shape), dtype)
+    # JAX versions spell such a type differently, so it is taken from a sum that JAX types itself.
+    return jax.eval_shape(
+        lambda *arrays: jnp.zeros(shape, dtype) + sum(a.ravel()[:0].sum().astype(dtype) for a in arrays), *varying
+    )
+
+
+def _describe(name: str, value: Any) -> tuple | None:
+    if value is None:
+        return None
+    dtype = int(_DTYPES.get(np.dtype(value.dtype).name, DType.OTHER))
+    return name, 0, dtype, tuple(value.shape), None, CPU_DEVICE, NO_DATA
+
+
+def check_arguments(op: Op, arguments: dict[str, Any], options: Options) -> None:
+    """The core's rules at trace time, on arrays or result types, in table order under the names given."""
+    described = tuple(_describe(name, value) for name, value in arguments.items())
+    symbolic = any(type(size) is not int for d in described if d is not None for size in d[3])
+    if symbolic:
+        check_symbolic(op, described, options)
+    else:
+        check(op, described, tuple(options))
+
+
+def call(
+    op: Op,
+    inputs: Sequence[Array | None],
+    outputs: dict[int, Array | jax.ShapeDtypeStruct],
+    options: Options,
+    dims: tuple[Any, Any, int],
+) -> list[Array]:
+    """Calls `op`.
+
+    Args:
+      op: the operation.
+      inputs: its arguments in table order; None where absent and where an output stands.
+      outputs: by table index: an array is a buffer that the result aliases, a type a result of its own.
+      options: static.
+      dims: K, N and G, for the workspace.
+
+    Returns:
+      The results in table order.
+    """
+    buffers = {i: o for i, o in outputs.items() if not isinstance(o, jax.ShapeDtypeStruct)}
+    operands = [a for a in inputs if a is not None]
+    aliases = {len(operands) + n: list(outputs).index(i) for n, i in enumerate(buffers)}
+    # jax.typeof, because a buffer's type also says over which mesh axes it varies.
+    types = [jax.typeof(o) if i in buffers else o for i, o in outputs.items()]
+    dtype = int(_DTYPES[np.dtype(next(a for a in inputs if a is not None).dtype).name])
+    scratch = max(workspace_size(op, dtype, device, *dims) for device in _DEVICES)
+    results = jax.ffi.ffi_call(
+        _TARGETS[op],
+        [*types, result_type((scratch,), jnp.uint8, *operands)],
+        input_output_aliases=aliases,
+        vmap_method="sequential",
+    )(
+        *operands,
+        *buffers.values(),
+        inputs=_mask(i for i, a in enumerate(inputs) if a is not None),
+        outputs=_mask(outputs),
+        aliased=_mask(buffers),
+        weight_layout=np.int32(options.weight_layout),
+        sizes_kind=np.int32(options.sizes_kind),
+        tail=np.int32(options.tail),
+        accumulate=np.int32(options.accumulate),
+        kind=np.int32(options.kind),
+        gate_layout=np.int32(options.gate_layout),
+        alpha=np.float64(options.alpha),
+        limit=np.float64(options.limit),
+        offset=np.float64(options.offset),
+    )
+    return list(results[:-1])
+
+
+def _mask(indices: Any) -> np.int64:
+    return np.int64(sum(1 << i for i in indices))

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make gpu-test`: the contract suite and the sanitizers on this machine's GPU, and the record of it.
+
+Writes tests/gpu/record.json: what was tested, on what, and how it ended. Nothing else writes that file.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import package
+from source_hash import ROOT, source_hash
+
+SITE = package.FOLDER / "site"
+LOGS = Path(os.environ.get("GROUPED_GPU_LOGS", package.FOLDER / "logs"))
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
+
+
+def install() -> None:
+    if not package.is_fresh():
+        package.build()
+    shutil.rmtree(SITE, ignore_errors=True)
+    (wheel,) = package.FOLDER.glob("*.whl")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(SITE)]
+    subprocess.run([*command, str(wheel)], check=True)
+
+
+def environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(SITE), str(ROOT / "tests")]),
+        # Two frameworks share one GPU.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+
+
+def run_pytest() -> dict:
+    report = LOGS / "pytest.xml"
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    # Most of the time is XLA compiling on the host, so several processes share the GPU. Warnings of frameworks in
+    # other versions than the CPU suite's are not ours to fail on.
+    workers = str(min(8, os.cpu_count() or 1))
+    code = subprocess.run([*command, "-n", workers, "-W", "default"], cwd=ROOT, env=environment()).returncode
+    suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
+    failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+    skips = sorted({s.get("message", "") for s in suite.iter("skipped")})
+    passed = int(suite.get("tests", 0)) - failed - len(list(suite.iter("skipped")))
+    return {"passed": passed, "failed": failed, "skips": skips, "exit_code": code}
+
+
+def run_executable(tool: str | None) -> dict:
+    """The C++ executable, alone or under one of compute-sanitizer's tools."""
+    command = [str(package.FOLDER / package.EXECUTABLE)]
+    if tool is not None:
+        if shutil.which("compute-sanitizer") is None:
+            return {"passed": 0, "failed": 0, "skips": ["compute-sanitizer is not on PATH"], "exit_code": 0}
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *command, "--quick"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    text = result.stdout + result.stderr
+    (LOGS / f"sanitize-{tool or 'plain'}.log").write_text(text)
+    counts = re.findall(r"^(\d+) passed, (\d+) failed", text, re.MULTILINE)
+    passed, failed = (int(n) for n in counts[-1]) if counts else (0, 1)
+    verdict = re.findall(r"ERROR SUMMARY: .*|RACECHECK SUMMARY: .*", text)
+    return {"passed": passed, "failed": failed, "skips": [], "exit_code": result.returncode, "verdict": verdict}
+
+
+def machine() -> dict:
+    probe = (
+        "import json, torch, jax, grouped_core;"
+        "p = torch.cuda.get_device_properties(0);"
+        "print(json.dumps({'gpu': p.name, 'compute_capability': f'{p.major}.{p.minor}', 'torch': torch.__version__,"
+        " 'jax': jax.__version__, 'cuda': torch.version.cuda, 'grouped': grouped_core.__version__}))"
+    )
+    found = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True, env=environment())
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", "0"]
+    driver = subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
+    return {**json.loads(found.stdout), "driver": driver, "python": sys.version.split()[0]}
+
+
+def main() -> int:
+    LOGS.mkdir(parents=True, exist_ok=True)
+    install()
+    suites, seconds = {}, {}
+    for name, suite in [
+        ("contract (pytest)", run_pytest),
+        ("executable", lambda: run_executable(None)),
+        *((tool, lambda tool=tool: run_executable(tool)) for tool in SANITIZERS),
+    ]:
+        print(f"==> {name}", flush=True)
+        begin = time.monotonic()
+        suites[name] = suite()
+        seconds[name] = round(time.monotonic() - begin, 1)
+    ok = all(s["exit_code"] == 0 and s["failed"] == 0 for s in suites.values())
+    record = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "source_hash": source_hash(),
+        **machine(),
+        "passed": ok,
+        "suites": suites,
+        "seconds": seconds,
+    }
+    (ROOT / "tests" / "gpu" / "record.json").write_text(json.dumps(record, indent=2) + "\n")
+    for name, suite in suites.items():
+        verdict = "; ".join(suite.get("verdict", []))
+        print(f"{name:20} passed {suite['passed']:5} failed {suite['failed']:3} {seconds[name]:6} s  {verdict}")
+    print("GPU tests passed" if ok else "GPU tests FAILED")
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

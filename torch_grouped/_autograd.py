@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Autograd over the operators: which gradients are computed, and where they go.
+
+Gradient buffers are kept on `ctx`, not saved: layers share one buffer, and a saved tensor that another layer's
+backward has written since would be reported as modified.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from grouped_core import Activation
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from torch_grouped import _ops
+from torch_grouped._describe import accumulator
+
+
+class GroupedLinearFunction(torch.autograd.Function):
+    """`functional.grouped_linear` on checked layouts and sizes that are where x is."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        group_sizes: Tensor,
+        bias: Tensor | None,
+        row_scale: Tensor | None,
+        out: Tensor | None,
+        dgrad_out: Tensor | None,
+        wgrad_out: Tensor | None,
+        accumulate_wgrad: bool,
+        weight_layout: int,
+    ) -> Tensor:
+        """Writes y into `out`, or into memory of its own with a zeroed tail."""
+        y = out
+        if y is None:
+            rows = x.shape[0] if x.dim() else 0
+            y = x.new_empty(rows, weight.shape[1 + weight_layout] if weight.dim() == 3 else 0)
+        _ops.linear(x, weight, group_sizes, bias, row_scale, y, dgrad_out, wgrad_out, weight_layout, out is None)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Saves what the gradients need; `out` is not among it."""
+        x, weight, group_sizes, bias, row_scale, out, ctx.dgrad_out, ctx.wgrad_out = inputs[:8]
+        ctx.accumulate_wgrad, ctx.weight_layout = inputs[8:]
+        if out is not None:
+            ctx.mark_dirty(out)
+        ctx.save_for_backward(x, weight, group_sizes, bias, row_scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple:
+        """dx into `dgrad_out`, dW into `wgrad_out`, where they were given."""
+        x, weight, group_sizes, bias, row_scale = ctx.saved_tensors
+        needs_dx, needs_dweight, _, needs_dbias, needs_dscale = ctx.needs_input_grad[:5]
+        dy = dy.contiguous()
+        dx = dweight = dbias = dscale = None
+
+        if needs_dx or needs_dscale:
+            dx, dscale = _input_gradients(ctx, dy, x, weight, group_sizes, bias, row_scale, needs_dx, needs_dscale)
+        if needs_dweight or needs_dbias:
+            dz = dy
+            if row_scale is not None:
+                dz = torch.empty_like(dy)
+                _ops.row_scale(dy, group_sizes, row_scale, dz, False)
+            if needs_dweight:
+                target = torch.empty_like(weight) if ctx.wgrad_out is None else ctx.wgrad_out
+                accumulate = ctx.wgrad_out is not None and ctx.accumulate_wgrad
+                _ops.wgrad(x, dz, group_sizes, target, ctx.weight_layout, accumulate)
+                dweight = target if ctx.wgrad_out is None else None
+            if needs_dbias:
+                dbias = torch.empty_like(bias)
+                _ops.bias_grad(dz, group_sizes, dbias, False)
+        return dx, dweight, None, dbias, dscale, None, None, None, None, None
+
+
+def _input_gradients(
+    ctx: Any,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    group_sizes: Tensor,
+    bias: Tensor | None,
+    row_scale: Tensor | None,
+    needs_dx: bool,
+    needs_dscale: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    zero_tail = ctx.dgrad_out is None
+    dx = torch.empty_like(x) if zero_tail else ctx.dgrad_out
+    if not needs_dscale or row_scale is None:
+        _ops.dgrad(dy, weight, group_sizes, row_scale, dx, ctx.weight_layout, zero_tail)
+        return dx, None
+    # The gradient of row_scale is x . (dy W^T) + dy . bias: one product serves it and dx. Kept in the accumulator's
+    # dtype, so that scaling and rounding it gives the bits that the fused epilogue gives.
+    unscaled = torch.empty_like(x, dtype=accumulator(x.dtype))
+    _ops.dgrad(dy, weight, group_sizes, None, unscaled, ctx.weight_layout, False)
+    dscale = torch.empty_like(row_scale)
+    _ops.row_dot(x, unscaled, group_sizes, None if bias is None else dy, bias, dscale, True)
+    if not needs_dx:
+        return None, dscale
+    _ops.row_scale(unscaled, group_sizes, row_scale, dx, zero_tail)
+    return dx, dscale
+
+
+class GroupedActivationFunction(torch.autograd.Function):
+    """`functional.grouped_activation` with its names turned into numbers."""
+
+    @staticmethod
+    def forward(
+        h: Tensor,
+        group_sizes: Tensor,
+        row_scale: Tensor | None,
+        out: Tensor | None,
+        dgrad_out: Tensor | None,
+        kind: int,
+        gate_layout: int,
+        alpha: float,
+        limit: float,
+        offset: float,
+    ) -> Tensor:
+        """Writes the result into `out`, or into memory of its own with a zeroed tail."""
+        choice = Activation(kind, gate_layout, alpha, limit, offset)
+        y = out
+        if y is None:
+            y = h.new_empty(h.shape[0], choice.width(h.shape[1])) if h.dim() == 2 else h.new_empty(0, 0)
+        _ops.activation(h, group_sizes, row_scale, y, dgrad_out, *choice, out is None)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Saves h and row_scale; the activation itself is recomputed."""
+        h, group_sizes, row_scale, out, ctx.dgrad_out = inputs[:5]
+        ctx.choice = Activation(*inputs[5:])
+        if out is not None:
+            ctx.mark_dirty(out)
+        ctx.save_for_backward(h, group_sizes, row_scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple:
+        """dh into `dgrad_out` where it was given, and the gradient of row_scale."""
+        h, group_sizes, row_scale = ctx.saved_tensors
+        zero_tail = ctx.dgrad_out is None
+        dh = torch.empty_like(h) if zero_tail else ctx.dgrad_out
+        # Zeros, because with a buffer for dh the operator leaves the tail of dscale alone too.
+        dscale = torch.zeros_like(row_scale) if ctx.needs_input_grad[2] else None
+        _ops.activation_grad(h, dy.contiguous(), group_sizes, row_scale, dh, dscale, *ctx.choice, zero_tail)
+        return dh, None, dscale, None, None, None, None, None, None, None

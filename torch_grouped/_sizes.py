@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Group sizes where the computation is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+GroupSizes = torch.Tensor | Sequence[int]
+
+
+def on_device(group_sizes: GroupSizes, device: torch.device) -> torch.Tensor:
+    """Sizes as a tensor on `device`: as given if they are there, else through a pinned, asynchronous upload.
+
+    Raises:
+      RuntimeError: host sizes while a CUDA graph is being captured; the graph would replay these sizes for ever.
+    """
+    if isinstance(group_sizes, torch.Tensor):
+        if group_sizes.device == device or group_sizes.device.type != "cpu":
+            return group_sizes
+    else:
+        group_sizes = torch.tensor(group_sizes, dtype=torch.int64)
+    if device.type != "cuda":
+        return group_sizes
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "group_sizes must be on the device while a CUDA graph is captured; got sizes in host memory, which the "
+            "graph would not read again. Pass a CUDA tensor and write new sizes into it before each replay."
+        )
+    return group_sizes.pin_memory().to(device, non_blocking=True)

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(shell find ffi cmake -type f) CMakeLists.txt pyproject.toml constraints.txt
 PACKAGES := $(shell find jax_grouped torch_grouped -name '*.py')
-CXX_SOURCES := $(shell find ffi tests -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES := $(shell find ffi tests -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 WORKERS ?= auto
 
 .PHONY: demo test test-jax lint format wheel bench-cpu gpu-package gpu-test clean

@@ -16,8 +16,9 @@ from pathlib import Path
 # Two frameworks share a GPU here, and JAX would take most of its memory at once. Read when jax is imported.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-import jax
 import numpy as np
+
+import jax
 import torch
 from moe_digits import checks, config, data, report, weights
 from moe_digits.jax_model import JaxModel
@@ -25,6 +26,11 @@ from moe_digits.plain_model import PlainModel
 from moe_digits.torch_model import TorchModel
 
 PROGRESS_EVERY = 25
+
+# Chosen among 0 to 15, because no token comes nearer than 1.8e-4 to a tie between its second and third expert in the
+# steps that are compared: 250 times what fp32 rounding moves a logit. With other seeds a token can sit so close to one
+# (seed 15 does) that rounding sends it elsewhere; from there on two correct trainings part.
+DEFAULT_SEED = 12
 
 
 def accuracy_and_rows(model: JaxModel | TorchModel | PlainModel, test: data.Split) -> tuple[float, np.ndarray]:
@@ -70,9 +76,9 @@ def run(steps: int, seed: int) -> report.Results:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0, help="of the split, the weights and the batches")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the split, the weights and the batches")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output" / "moe_digits.png")
     arguments = parser.parse_args()
     if arguments.steps < report.COMPARED_STEPS:

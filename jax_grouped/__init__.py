@@ -2,7 +2,6 @@
 """Grouped linear layers for mixture-of-experts training in JAX, into buffers that the caller donates."""
 
 from grouped_core import __version__
-
 from jax_grouped import _registration
 from jax_grouped._activation import grouped_activation
 from jax_grouped._linear import grouped_linear

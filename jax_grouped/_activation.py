@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 from grouped_core import Activation, Op, Tail, activation_options
-
 from jax_grouped import _operations as core
-from jax_grouped._calls import Array, check_arguments, result_type
+from jax_grouped._calls import Array, check_arguments, result_type, vary_together
 
 __all__ = ["grouped_activation"]
 
@@ -65,7 +64,7 @@ def grouped_activation(
         backward = {"h": h, "out": y, "group_sizes": group_sizes, "row_scale": row_scale, "dgrad_out": dgrad_out}
         check_arguments(Op.ACTIVATION_GRAD, {**backward, "d_row_scale": None}, options)
     with jax.named_scope("grouped_activation"):
-        return _activation(choice, h, group_sizes, row_scale, out, dgrad_out)
+        return _activation(choice, *vary_together(h, group_sizes, row_scale, out, dgrad_out))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

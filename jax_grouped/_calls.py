@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+
+import jax
 from grouped_core import CPU_DEVICE, NO_DATA, DType, Op, Options, check, check_symbolic, workspace_size
 
 Array = jax.Array
@@ -50,16 +51,31 @@ def accumulator(dtype: Any) -> Any:
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
-def _varies(array: Array) -> bool:
-    """Whether it differs between the devices of a mesh axis: the types that shard_map checks."""
+def _varying_axes(array: Array | None) -> frozenset:
+    """The mesh axes between whose devices it differs: the types that shard_map checks."""
+    if array is None:
+        return frozenset()
     kind = jax.typeof(array)
-    axes = getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", None)
-    return bool(axes)
+    return getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
+
+
+def vary_together(*arrays: Array | None) -> tuple[Array | None, ...]:
+    """The arrays, each varying over every mesh axis over which one of them does.
+
+    JAX transposes that step to the sum over those axes: the gradient of an argument that devices share.
+    """
+    axes = frozenset().union(*map(_varying_axes, arrays))
+
+    def vary(array: Array | None) -> Array | None:
+        missing = () if array is None else tuple(axes - _varying_axes(array))
+        return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+    return tuple(map(vary, arrays))
 
 
 def result_type(shape: Sequence[Any], dtype: Any, *like: Array | None) -> jax.ShapeDtypeStruct:
     """A new result. Inside shard_map it varies over every mesh axis over which one of `like` does."""
-    varying = [a for a in like if a is not None and _varies(a)]
+    varying = [a for a in like if a is not None and _varying_axes(a)]
     if not varying:
         return jax.ShapeDtypeStruct(tuple(shape), dtype)
     # JAX versions spell such a type differently, so it is taken from a sum that JAX types itself.

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 from grouped_core import Op, Options, other_layout, weight_layout_code
-
 from jax_grouped import _operations as core
-from jax_grouped._calls import Array, accumulator, check_arguments
+from jax_grouped._calls import Array, accumulator, check_arguments, vary_together
 
 __all__ = ["grouped_linear"]
 
@@ -48,6 +47,9 @@ def grouped_linear(
         def step(params, out, dgrad_out):
             grads, y = jax.grad(loss, argnums=(0, 2), has_aux=True)(params, out, dgrad_out)
             return grads[0], y, grads[1]  # y and grads[1] are the buffers: donate them again
+
+    JAX pairs donated arguments and results by shape and order, so hand buffers of one shape back in the order in
+    which they came.
 
     Args:
       x: ``[T, K]`` float16, bfloat16, float32 or float64.
@@ -95,7 +97,7 @@ def grouped_linear(
     }
     check_arguments(Op.LINEAR, arguments, Options(weight_layout=config.weight_layout))
     with jax.named_scope("grouped_linear"):
-        return _linear(config, *arguments.values())
+        return _linear(config, *vary_together(*arguments.values()))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from grouped_core import Activation, Op, Options, Tail
 
+from grouped_core import Activation, Op, Options, Tail
 from jax_grouped._calls import Array, call, result_type
 
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from grouped_core import Op, Options, other_layout, weight_layout_code
 
+import jax
+from grouped_core import Op, Options, other_layout, weight_layout_code
 from jax_grouped import _operations as core
-from jax_grouped._calls import Array, check_arguments, result_type
+from jax_grouped._calls import Array, check_arguments, result_type, vary_together
 
 __all__ = ["ragged_dot"]
 
@@ -64,7 +64,7 @@ def ragged_dot(
     if given.dtype != dtype:
         raise TypeError(f"out must have the result's dtype {dtype}; got {given.dtype}.")
     with jax.named_scope("ragged_dot"):
-        return _ragged_dot(dtype, lhs, rhs, group_sizes, out)
+        return _ragged_dot(dtype, *vary_together(lhs, rhs, group_sizes, out))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

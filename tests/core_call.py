@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import grouped_core
 import ml_dtypes
 import numpy as np
+
+import grouped_core
 from cases import SENTINEL
 from grouped_core import CPU_DEVICE, DType, Op, Options, Tail
 from tolerances import name_of

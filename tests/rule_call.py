@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import grouped_core
 import ml_dtypes
 import numpy as np
 import pytest
+
+import grouped_core
 from core_call import LAYOUTS, Guarded, address, describe, in_order
 from grouped_core import Op, Options
 

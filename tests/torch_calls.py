@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+import torch
 from problems import ActivationProblem, LinearProblem
 from torch_grouped.functional import grouped_activation, grouped_linear
 

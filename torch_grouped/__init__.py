@@ -2,7 +2,6 @@
 """Grouped linear layers for mixture-of-experts training in PyTorch, into buffers that the caller owns."""
 
 from grouped_core import __version__
-
 from torch_grouped import functional
 from torch_grouped.grouped_linear import GroupedLinear
 

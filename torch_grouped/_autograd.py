@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.autograd.function import once_differentiable
+
 import torch
 from grouped_core import Activation
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
 from torch_grouped import _ops
 from torch_grouped._describe import accumulator
 
@@ -92,12 +92,12 @@ def _input_gradients(
     zero_tail = ctx.dgrad_out is None
     dx = torch.empty_like(x) if zero_tail else ctx.dgrad_out
     if not needs_dscale or row_scale is None:
-        _ops.dgrad(dy, weight, group_sizes, row_scale, dx, ctx.weight_layout, zero_tail)
+        _ops.dgrad(dy, weight, group_sizes, row_scale, dx, None, ctx.weight_layout, zero_tail)
         return dx, None
     # The gradient of row_scale is x . (dy W^T) + dy . bias: one product serves it and dx. Kept in the accumulator's
     # dtype, so that scaling and rounding it gives the bits that the fused epilogue gives.
     unscaled = torch.empty_like(x, dtype=accumulator(x.dtype))
-    _ops.dgrad(dy, weight, group_sizes, None, unscaled, ctx.weight_layout, False)
+    _ops.dgrad(dy, weight, group_sizes, None, unscaled, dx if needs_dx else None, ctx.weight_layout, False)
     dscale = torch.empty_like(row_scale)
     _ops.row_dot(x, unscaled, group_sizes, None if bias is None else dy, bias, dscale, True)
     if not needs_dx:
@@ -144,8 +144,9 @@ class GroupedActivationFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple:
         """dh into `dgrad_out` where it was given, and the gradient of row_scale."""
         h, group_sizes, row_scale = ctx.saved_tensors
-        zero_tail = ctx.dgrad_out is None
-        dh = torch.empty_like(h) if zero_tail else ctx.dgrad_out
+        dgrad_out = ctx.dgrad_out if ctx.needs_input_grad[0] else None
+        zero_tail = dgrad_out is None
+        dh = torch.empty_like(h) if zero_tail else dgrad_out
         # Zeros, because with a buffer for dh the operator leaves the tail of dscale alone too.
         dscale = torch.zeros_like(row_scale) if ctx.needs_input_grad[2] else None
         _ops.activation_grad(h, dy.contiguous(), group_sizes, row_scale, dh, dscale, *ctx.choice, zero_tail)

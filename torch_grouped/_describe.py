@@ -19,6 +19,9 @@ _DTYPES: dict[torch.dtype, int] = {
     torch.int8: DType.I8,
     torch.uint8: DType.U8,
     torch.int16: DType.I16,
+    torch.uint16: DType.U16,
+    torch.uint32: DType.U32,
+    torch.uint64: DType.U64,
     torch.complex64: DType.C64,
     torch.complex128: DType.C128,
     torch.float8_e4m3fn: DType.F8E4M3,
@@ -61,12 +64,12 @@ def describe(tensor: torch.Tensor | None, name: str = "") -> tuple | None:
 
 
 def describe_fake(tensor: torch.Tensor | None, name: str = "") -> tuple | None:
-    """A fake tensor: no address; sizes may be symbols, so the strides are checked by `check_fake_layout`."""
+    """A fake tensor: no address; sizes may be symbols, strides are given only where they are not contiguous."""
     if tensor is None:
         return None
     flags = NO_DATA | (REQUIRES_GRAD if tensor.requires_grad else 0)
-    shape = tuple(tensor.shape)
-    return name, 0, dtype_code(tensor.dtype), shape, None, _device_code(tensor.device), flags
+    strides = None if tensor.is_contiguous() else tensor.stride()
+    return name, 0, dtype_code(tensor.dtype), tuple(tensor.shape), strides, _device_code(tensor.device), flags
 
 
 @lru_cache(maxsize=4096)

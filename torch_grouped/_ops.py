@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import torch
 from grouped_core import Activation, Op, Options, Tail, check, check_symbolic, run
-
 from torch_grouped._describe import current_stream, describe, describe_fake, new_workspace
 
 _library = torch.library.Library("grouped_ffi", "DEF")
@@ -72,12 +71,6 @@ def _hint(size: int | torch.SymInt) -> int | None:
 def _check_fake(op: Op, tensors: dict[str, torch.Tensor | None], options: Options) -> None:
     """The core's rules on fake tensors, named as the dictionary names them."""
     check_symbolic(op, [describe_fake(t, name) for name, t in tensors.items()], options, hint=_hint)
-    for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_contiguous():
-            raise ValueError(
-                f"{name} must be contiguous; got shape {list(tensor.shape)} with strides {list(tensor.stride())}. "
-                f"Pass a contiguous copy."
-            )
 
 
 def _linear_fake(x, weight, group_sizes, bias, row_scale, out, dgrad_out, wgrad_out, weight_layout, zero_tail):
@@ -111,39 +104,34 @@ def linear(x, weight, group_sizes, bias, row_scale, out, dgrad_out, wgrad_out, w
     )
     options = Options(weight_layout=weight_layout, tail=_tail(zero_tail))
     given_out = not zero_tail
-    if given_out or dgrad_out is not None or wgrad_out is not None:
+    is_matrix = x.dim() == 2 and group_sizes.dim() == 1  # what the sizes below are read from
+    if given_out or dgrad_out is not None or wgrad_out is not None or not is_matrix:
         check(Op.LINEAR, (*tensors, describe(dgrad_out), describe(wgrad_out)), options)
     _launch(Op.MM, tensors, options, x, (x.shape[-1], out.shape[-1], group_sizes.shape[0]), out)
 
 
-def _dgrad_fake(dy, weight, group_sizes, row_scale, dgrad_out, weight_layout, zero_tail):
-    tensors = {
-        "dy": dy,
-        "weight": weight,
-        "group_sizes": group_sizes,
-        "bias": None,
-        "row_scale": row_scale,
-        "dgrad_out": dgrad_out,
-    }
-    _check_fake(Op.MM, tensors, Options(weight_layout=1 - weight_layout))
+def _dgrad_fake(dy, weight, group_sizes, row_scale, dgrad_out, scaled_out, weight_layout, zero_tail):
+    inputs = {"dy": dy, "weight": weight, "group_sizes": group_sizes, "bias": None, "row_scale": row_scale}
+    for target in (dgrad_out, scaled_out):
+        if target is not None:
+            _check_fake(Op.MM, {**inputs, "dgrad_out": target}, Options(weight_layout=1 - weight_layout))
 
 
 @_operator(
     "dgrad(Tensor dy, Tensor weight, Tensor group_sizes, Tensor? row_scale, Tensor(a!) dgrad_out, "
-    "int weight_layout, bool zero_tail)",
+    "Tensor? scaled_out, int weight_layout, bool zero_tail)",
     _dgrad_fake,
 )
-def dgrad(dy, weight, group_sizes, row_scale, dgrad_out, weight_layout, zero_tail):
-    """dx = dy @ W^T * row_scale: forward with the same storage read the other way."""
-    tensors = (
-        describe(dy, "dy"),
-        describe(weight),
-        describe(group_sizes),
-        None,
-        describe(row_scale),
-        describe(dgrad_out, "dgrad_out"),
-    )
+def dgrad(dy, weight, group_sizes, row_scale, dgrad_out, scaled_out, weight_layout, zero_tail):
+    """dx = dy @ W^T * row_scale: forward with the same storage read the other way.
+
+    `scaled_out` is where a later operation will put what this one makes; it is only checked.
+    """
+    inputs = (describe(dy, "dy"), describe(weight), describe(group_sizes), None, describe(row_scale))
+    tensors = (*inputs, describe(dgrad_out, "dgrad_out"))
     options = Options(weight_layout=1 - weight_layout, tail=_tail(zero_tail))
+    if scaled_out is not None:
+        check(Op.MM, (*inputs, describe(scaled_out, "dgrad_out")), options)
     dims = (dy.shape[-1], dgrad_out.shape[-1], group_sizes.shape[0])
     _launch(Op.MM, tensors, options, dy, dims, dgrad_out)
 
@@ -225,6 +213,7 @@ def activation(h, group_sizes, row_scale, out, dgrad_out, kind, gate_layout, alp
     options = Activation(kind, gate_layout, alpha, limit, offset).options(_tail(zero_tail))
     tensors = (describe(h), describe(group_sizes), describe(row_scale), describe(out))
     if dgrad_out is not None:
+        check(Op.ACTIVATION, tensors, options)
         # Backward's rules, with the result in the place of its gradient.
         h_, sizes, scale, _ = tensors
         backward = (h_, describe(out, "out"), sizes, scale, describe(dgrad_out, "dgrad_out"), None)

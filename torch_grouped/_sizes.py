@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 import torch
 
@@ -20,7 +21,8 @@ def on_device(group_sizes: GroupSizes, device: torch.device) -> torch.Tensor:
         if group_sizes.device == device or group_sizes.device.type != "cpu":
             return group_sizes
     else:
-        group_sizes = torch.tensor(group_sizes, dtype=torch.int64)
+        # index() refuses a float, which torch.tensor would cut.
+        group_sizes = torch.tensor([index(size) for size in group_sizes], dtype=torch.int64)
     if device.type != "cuda":
         return group_sizes
     if torch.cuda.is_current_stream_capturing():

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import torch
 from grouped_core import activation_options, weight_layout_code
 from torch import Tensor
-
 from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction
 from torch_grouped._sizes import GroupSizes, on_device
 
@@ -16,6 +16,14 @@ def _detached(buffer: Tensor | None) -> Tensor | None:
     # So that the caller's own tensor never starts requiring grad. A tensor that does already is kept as it is, for
     # the core to refuse.
     return buffer if buffer is None or buffer.requires_grad else buffer.detach()
+
+
+def _apart_from(buffer: Tensor | None, y: Tensor) -> Tensor:
+    # Compiled, a view of y would be rebuilt from the caller's tensor, which requires no grad, and lose its gradient
+    # without a word. So there y becomes a tensor of its own over the same memory.
+    if buffer is None or not torch.compiler.is_compiling():
+        return y
+    return torch.ops.aten._unsafe_view.default(y, list(y.shape))
 
 
 def grouped_linear(
@@ -43,8 +51,9 @@ def grouped_linear(
       bias: ``[G, N]``, dtype of x, or f32 beside 16-bit x.
       row_scale: ``[T]``, likewise; the router's probability of each row.
       out: ``[T, N]``, dtype of x: the kernel writes y there and the result aliases it.
-      dgrad_out: ``[T, K]``, dtype of x: backward writes the gradient of x there, and hands that memory upstream
-        (``x.grad`` itself is it only for a non-leaf x with this one consumer).
+      dgrad_out: ``[T, K]``, dtype of x: backward writes the gradient of x there and hands that memory upstream, to
+        the operation that made x, to hooks and to ``torch.autograd.grad``. ``x.grad`` is a copy of it, and where x
+        has other consumers autograd adds their gradients in memory of its own.
       wgrad_out: the weight's shape, its dtype or f32 beside 16-bit: backward writes the gradient of weight there
         and ``weight.grad`` gets nothing.
       accumulate_wgrad: add to what wgrad_out holds instead of overwriting it.
@@ -70,7 +79,7 @@ def grouped_linear(
     ``row_scale`` the weight and bias gradients are those of ``dy * row_scale`` rounded to dtype of x.
     Source: the semantics of TransformerEngine's GroupedLinear with caller buffers (its PR #3161).
     """
-    return GroupedLinearFunction.apply(
+    y = GroupedLinearFunction.apply(
         x,
         weight,
         on_device(group_sizes, x.device),
@@ -82,6 +91,7 @@ def grouped_linear(
         accumulate_wgrad,
         weight_layout_code(weight_layout),
     )
+    return _apart_from(out, y)
 
 
 def grouped_activation(
@@ -124,6 +134,7 @@ def grouped_activation(
     Source: SwiGLU and GEGLU of Shazeer 2020, the clamped form of gpt-oss, squared ReLU of So et al. 2021.
     """
     choice = activation_options(kind, gate_layout, alpha, limit, offset)
-    return GroupedActivationFunction.apply(
+    y = GroupedActivationFunction.apply(
         h, on_device(group_sizes, h.device), row_scale, _detached(out), _detached(dgrad_out), *choice
     )
+    return _apart_from(out, y)

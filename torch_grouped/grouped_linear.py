@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-
 from torch_grouped._sizes import GroupSizes
 from torch_grouped.functional import grouped_linear
 
@@ -94,7 +93,7 @@ class GroupedLinear(nn.Module):
           dgrad_out: ``[T, K]`` buffer for the gradient of inp.
 
         Returns:
-          ``[inp.shape[0], ..., N]``.
+          ``[..., N]``.
 
         Raises:
           ValueError, TypeError: as `torch_grouped.functional.grouped_linear`; ValueError also where
@@ -108,7 +107,8 @@ class GroupedLinear(nn.Module):
                     "weight.main_grad must be a tensor of the weight's shape with fuse_wgrad_accumulation=True; "
                     "got none. Set it before forward, or construct the module without."
                 )
-        x = inp if inp.dim() == 2 else inp.reshape(-1, inp.shape[-1])
+        as_given = inp.dim() in (0, 2)  # no dimension at all is for the core to refuse
+        x = inp if as_given else inp.reshape(math.prod(inp.shape[:-1]), inp.shape[-1])
         y = grouped_linear(
             x,
             self.weight,
@@ -119,7 +119,7 @@ class GroupedLinear(nn.Module):
             wgrad_out=wgrad_out,
             accumulate_wgrad=not is_first_microbatch,
         )
-        return y if inp.dim() == 2 else y.view(-1, *inp.shape[1:-1], self.out_features)
+        return y if as_given else y.view(*inp.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""

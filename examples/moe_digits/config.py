@@ -16,7 +16,7 @@ LEARNING_RATE = 2e-3
 BETA1 = 0.9
 BETA2 = 0.99
 EPSILON = 1e-8
-BALANCE_WEIGHT = 0.1  # of the load-balance loss beside the cross-entropy
+BALANCE_WEIGHT = 0.05  # of the load-balance loss beside the cross-entropy
 
 PAIRS = BATCH * TOP_K  # rows that the experts see in one step: one for each (token, expert) pair
 

@@ -26,9 +26,8 @@ def load(seed: int) -> tuple[Split, Split]:
     One mean and one deviation for all pixels: by pixel, those in the corners, nearly always blank, would be blown up.
     """
     images, labels = load_digits(return_X_y=True)
-    train_x, test_x, train_y, test_y = train_test_split(
-        images, labels, test_size=0.25, stratify=labels, random_state=seed
-    )
+    parts = train_test_split(images, labels, test_size=0.25, stratify=labels, random_state=seed)
+    train_x, test_x, train_y, test_y = (np.asarray(part) for part in parts)
     mean, deviation = train_x.mean(), train_x.std()
 
     def split(images: np.ndarray, labels: np.ndarray) -> Split:

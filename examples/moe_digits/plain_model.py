@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
+import torch
 from moe_digits import config as c
 from moe_digits.torch_model import Adam, load_balance, route, rows_per_expert
+from torch import Tensor, nn
 
 
 class Expert(nn.Module):
@@ -63,9 +63,9 @@ class PlainModel:
         with torch.no_grad():
             for name in ("embed", "router", "head"):
                 getattr(self.module, name).weight.copy_(torch.from_numpy(weights[name]).mT)
-            for number, expert in enumerate(self.module.experts):
-                expert.fc1.weight.copy_(torch.from_numpy(weights["fc1"][number]).mT)
-                expert.fc2.weight.copy_(torch.from_numpy(weights["fc2"][number]).mT)
+            for name in ("fc1", "fc2"):
+                for weight, expert in zip(weights[name], self.module.experts, strict=True):
+                    getattr(expert, name).weight.copy_(torch.from_numpy(weight).mT)
         self.adam = Adam(list(self.module.parameters()))
 
     def step(self, images: np.ndarray, labels: np.ndarray) -> Any:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
+import torch
 from moe_digits import config as c
+from torch import Tensor, nn
 from torch_grouped import GroupedLinear
 from torch_grouped.functional import grouped_activation
 
@@ -99,10 +99,12 @@ class Adam:
         self.steps += 1
         correct1, correct2 = 1 - c.BETA1**self.steps, 1 - c.BETA2**self.steps
         for p, m, v in zip(self.params, self.mean, self.square, strict=True):
-            m += (1 - c.BETA1) * (p.grad - m)
-            v.mul_(c.BETA2).add_((1 - c.BETA2) * p.grad * p.grad)
+            grad, p.grad = p.grad, None
+            if grad is None:
+                continue
+            m += (1 - c.BETA1) * (grad - m)
+            v.mul_(c.BETA2).add_((1 - c.BETA2) * grad * grad)
             p -= c.LEARNING_RATE * (m / correct1) / ((v / correct2).sqrt() + c.EPSILON)
-            p.grad = None
 
 
 class TorchModel:

@@ -11,7 +11,7 @@ struct ActivationParams {
   A alpha, limit, offset;
 };
 
-constexpr bool is_gated(int32_t kind) { return kind != GROUPED_SQUARED_RELU; }
+GROUPED_HD constexpr bool is_gated(int32_t kind) { return kind != GROUPED_SQUARED_RELU; }
 
 template <typename A>
 struct ActivationGradient {

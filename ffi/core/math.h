@@ -23,8 +23,11 @@ GROUPED_HD To bits_as(From from) {
   return to;
 }
 
-GROUPED_HD float power_of_two(int32_t n) { return bits_as<float>((n + 127) << 23); }
-GROUPED_HD double power_of_two(int64_t n) { return bits_as<double>((n + 1023) << 52); }
+// Shifted unsigned, because a NaN on the way here makes n any number.
+GROUPED_HD float power_of_two(int32_t n) { return bits_as<float>((static_cast<uint32_t>(n) + 127u) << 23); }
+GROUPED_HD double power_of_two(int64_t n) {
+  return bits_as<double>((static_cast<uint64_t>(n) + 1023u) << 52);
+}
 
 // e^x within 1 ulp. x is first clamped to where the result leaves the format, 0 or infinity; NaN stays NaN.
 GROUPED_HD float exponential(float x) {

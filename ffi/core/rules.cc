@@ -121,7 +121,9 @@ class Checker {
         fits = given == base_dtype_;
         break;
       case DTypeRule::kSameOrAccumulator:
-        fits = computes_on(given) && (given == base_dtype_ || (narrow && given == GROUPED_F32));
+        // A base that is itself unfit is reported at its own argument, which may come later.
+        fits = computes_on(given) &&
+               (given == base_dtype_ || (narrow && given == GROUPED_F32) || !computes_on(base_dtype_));
         break;
       case DTypeRule::kSizes:
         fits = given == GROUPED_I32 || given == GROUPED_I64;

@@ -12,8 +12,8 @@ struct TileSize {
   int64_t rows, columns;
 };
 
-// The largest tile that still gives every thread some: `rows` in all, in `groups` parts. Narrow before low, because
-// the left operand is the cheaper one to pack again.
+// The largest tile that still gives every thread some: `rows` in all, in `groups` parts. Narrow before low,
+// because the left operand is the cheaper one to pack again.
 TileSize tile_size(DType in, int64_t groups, int64_t rows, int64_t columns, int64_t threads) {
   TileSize size = {TileLimits<float>::kRows, TileLimits<float>::kColumns};
   if (in == DType::kF64) size = {TileLimits<double>::kRows, TileLimits<double>::kColumns};

@@ -31,7 +31,7 @@ void parallel_for(const Launch& launch, int64_t count, const Body& body) {
   for (int64_t i = 0; i < count; ++i) run(arg, i);
 }
 
-// Rows of a row-major result; rows `used`..`total` are its tail. data may be null.
+// A row-major result, for zeroing its tail. data may be null.
 struct Rows {
   void* data;
   int64_t bytes_per_row;

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-import grouped_core
 import numpy as np
 import pytest
+
+import grouped_core
 from cases import BY_NAME
 from core_call import describe, in_order, run
 from core_operations import every_operation

@@ -12,6 +12,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from cases import BY_NAME, CASES, draw, poison_tail
 from core_call import mm, poisoned, run, sizes_of, transposed, wgrad
 from core_operations import every_operation

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import re
 
-import grouped_core
 import numpy as np
 import pytest
+
+import grouped_core
 from grouped_core import Op, Options
 from rule_call import LAUNCHED, OPTIONS, Call, G, K, N
 

@@ -4,9 +4,10 @@ of the arguments, not from the core's own words."""
 
 from __future__ import annotations
 
-import grouped_core
 import numpy as np
 import pytest
+
+import grouped_core
 from core_call import BUFFERS, LAYOUTS, Guarded
 from grouped_core import REQUIRES_GRAD, Op
 from rule_call import BUFFER, COMPUTED, GKN, GNK, LETTERS, Call, flag, shifted, strided

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from grouped_core import CPU_DEVICE, NO_DATA, DType, Op, Options, activation_options, check_symbolic
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import grouped_core
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import grouped_core
+import jax
 from cases import BY_NAME, SENTINEL
 from jax import export
 from jax_grouped import grouped_activation, grouped_linear, ragged_dot

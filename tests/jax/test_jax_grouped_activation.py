@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jax
-import jax_calls
 import numpy as np
 import pytest
+
+import jax
+import jax_calls
 from cases import BY_NAME, CASES, SENTINEL
 from jax_grouped import grouped_activation
 from problems import ACTIVATION_KINDS, GATE_LAYOUTS, activation_problem, poisoned_buffer

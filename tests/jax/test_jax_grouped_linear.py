@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from itertools import product
 
-import jax_calls
 import numpy as np
 import pytest
+
+import jax_calls
 from cases import BY_NAME, CASES, SENTINEL, draw
 from jax_grouped import grouped_linear
 from problems import LinearProblem, is_narrow, linear_problem, poisoned_buffer

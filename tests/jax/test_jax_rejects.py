@@ -6,11 +6,12 @@ from __future__ import annotations
 import re
 from functools import partial
 
-import grouped_core
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import grouped_core
+import jax
 from grouped_core import DType, Op
 from jax_grouped import grouped_activation, grouped_linear, ragged_dot
 from jax_grouped._registration import check_jaxlib, running_ffi_version

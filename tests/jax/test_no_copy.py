@@ -6,15 +6,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-import jax
 import jax.numpy as jnp
-import jax_calls
 import numpy as np
 import pytest
-from cases import SENTINEL, Case
-from hlo import assert_in_place
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+import jax
+import jax_calls
+from cases import SENTINEL, Case
+from hlo import assert_in_place
 from jax_grouped import grouped_activation, grouped_linear, ragged_dot
 from problems import LinearProblem, activation_problem, linear_problem, poisoned_buffer
 from tolerances import DTYPES, assert_bits, assert_close

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import warnings
 
-import grouped_core
-import hlo
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import grouped_core
+import hlo
+import jax
 from cases import Case
 from grouped_core import Op
 from jax_grouped import grouped_linear

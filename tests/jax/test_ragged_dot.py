@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import jax
 import reference
 from cases import BY_NAME, CASES, SENTINEL
 from jax_calls import wide_enough
@@ -16,7 +18,7 @@ from jax_grouped import ragged_dot
 from problems import linear_problem, poisoned_buffer
 from tolerances import DTYPES, assert_bits, assert_close
 
-# lax.ragged_dot on CPU refuses an empty contraction and no groups; fp64 covers those in test_jax_grouped_linear.py.
+# Where lax.ragged_dot has something to multiply; test_result_and_gradients takes the empty cases too.
 SHARED_CASES = [c for c in CASES if c.K > 0 and c.G > 0 and c.T > 0 and c.N > 0]
 HARD = BY_NAME["empty_middle"]
 
@@ -40,8 +42,6 @@ def run(function, problem, dy=None, preferred=None):
 
 def without_nan_tail(problem):
     """lax.ragged_dot multiplies the tail by zero, so a NaN there would spread."""
-    from dataclasses import replace
-
     clean = {"x": problem.x.copy(), "dy": problem.dy.copy()}
     for a in clean.values():
         a[problem.S :] = 1
@@ -92,18 +92,18 @@ def test_incoming_gradient_is_rounded_to_the_inputs_dtype(rng) -> None:
         assert_bits(a, b)
 
 
+def result_with_int32_sizes(problem) -> np.ndarray:
+    return np.asarray(jax.jit(ragged_dot)(problem.x, problem.weight, problem.sizes.astype(np.int32)))
+
+
 @pytest.mark.parametrize("sizes_dtype", [np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.int64, np.uint64])
 def test_sizes_of_any_integer_type(rng, sizes_dtype) -> None:
     problem = problem_of(rng, HARD, "f32", sizes_dtype=sizes_dtype)
-    expected = problem_of_int32(problem)
+    expected = result_with_int32_sizes(problem)
     with jax.enable_x64(sizes_dtype in (np.int64, np.uint64)):
         sizes = jnp.asarray(problem.sizes)
         assert sizes.dtype == sizes_dtype
         assert_bits(jax.jit(ragged_dot)(problem.x, problem.weight, sizes), expected)
-
-
-def problem_of_int32(problem):
-    return np.asarray(jax.jit(ragged_dot)(problem.x, problem.weight, problem.sizes.astype(np.int32)))
 
 
 @pytest.mark.parametrize("sizes_dtype", [np.float32, np.bool_])
@@ -148,4 +148,4 @@ def test_precision_changes_nothing(rng, precision) -> None:
     y = jax.jit(partial(ragged_dot, precision=precision))(problem.x, problem.weight, problem.sizes)
     pair = reference.grouped_mm(problem.x, problem.weight, problem.sizes, layout="gkn")
     assert_close(y, pair, HARD.K, what="y")
-    assert_bits(y, problem_of_int32(problem))
+    assert_bits(y, result_with_int32_sizes(problem))

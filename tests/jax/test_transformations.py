@@ -7,16 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
-import grouped_core
-import jax
 import jax.numpy as jnp
-import jax_calls
 import numpy as np
 import pytest
-from cases import BY_NAME, SENTINEL
-from grouped_core import Op
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+
+import grouped_core
+import jax
+import jax_calls
+from cases import BY_NAME, SENTINEL
+from grouped_core import Op
 from jax_grouped import grouped_activation, grouped_linear, ragged_dot
 from problems import linear_problem, poisoned_buffer
 from tolerances import assert_bits, assert_close
@@ -101,7 +102,7 @@ def test_vmap_of_buffers_and_gradients(rng) -> None:
         y, pull_back = jax.vjp(call, x, dgrad_out, wgrad_out)
         return y, *pull_back(dy)
 
-    stacked = [np.stack(a) for a in zip(*(( *arguments_of(p), p.dy) for p in problems), strict=True)]
+    stacked = [np.stack(a) for a in zip(*((*arguments_of(p), p.dy) for p in problems), strict=True)]
     buffers = [np.stack([b] * 3) for b in (out, dgrad_out, wgrad_out)]
     y, dx, dgrad, wgrad = jax.jit(jax.vmap(step))(*stacked, *buffers)
     assert_bits(dx, dgrad, "the cotangent of dgrad_out")

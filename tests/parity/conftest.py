@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collected only where both frameworks are. tests/jax and tests/torch look like namespace packages, so ask for a file."""
+"""Collected only where both frameworks are. tests/jax and tests/torch can pass for packages: ask for a file."""
 
 from __future__ import annotations
 

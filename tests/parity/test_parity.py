@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jax_calls
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jax_calls
 import torch
 import torch_calls
 from cases import BY_NAME, CASES, SENTINEL, draw
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from problems import (
     ACTIVATION_KINDS,
     GATE_LAYOUTS,
@@ -93,9 +94,7 @@ def test_linear_into_buffers(rng, dtype, target, layout, accumulate) -> None:
     wgrad_out = draw(rng, problem.weight.shape, target)
     from_jax = jax_calls.linear(problem, out, dgrad_out, wgrad_out, accumulate_wgrad=accumulate)
     written = {n: torch_calls.to_torch(b) for n, b in (("dgrad_out", dgrad_out), ("wgrad_out", wgrad_out))}
-    from_torch = torch_calls.linear(
-        problem, out=torch_calls.to_torch(out), accumulate_wgrad=accumulate, **written
-    )
+    from_torch = torch_calls.linear(problem, out=torch_calls.to_torch(out), accumulate_wgrad=accumulate, **written)
     from_torch.update({name: torch_calls.to_numpy(b) for name, b in written.items()})
     # A JAX argument always has a cotangent, torch can leave it out.
     assert not from_jax.pop("weight").any()
@@ -173,9 +172,7 @@ DRAWN = replace(HARD, name="drawn", T=45, K=17, N=18)
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    sizes=sizes_with_a_tail(DRAWN.T, 6), dtype=st.sampled_from(["bf16", "f32"]), seed=st.integers(0, 2**32 - 1)
-)
+@given(sizes=sizes_with_a_tail(DRAWN.T, 6), dtype=st.sampled_from(["bf16", "f32"]), seed=st.integers(0, 2**32 - 1))
 def test_any_sizes(sizes, dtype, seed) -> None:
     linear(linear_problem(np.random.default_rng(seed), replace(DRAWN, sizes=sizes), dtype))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from functools import partial
 
-import jax
-import jax_grouped
 import numpy as np
 import pytest
+
+import jax
+import jax_grouped
 import torch_calls
 from jax_calls import wide_enough
 from tolerances import DTYPES
@@ -56,7 +57,7 @@ def refusals(operation: str, arguments: dict, **options) -> list[Exception]:
         )
         found = []
         for call in calls:
-            with pytest.raises(Exception) as caught:  # noqa: PT012
+            with pytest.raises(Exception) as caught:
                 call()
             found.append(caught.value)
     return found
@@ -72,6 +73,7 @@ SHAPES = [
     for operation, (_, _, arguments) in OPERATIONS.items()
     for name, a in arguments.items()
     for shape in dict.fromkeys(bad_shapes(a))
+    if (operation, name, shape) != ("activation", "group_sizes", (G + 1,))  # G is nobody else's there
 ]
 BAD_DTYPES = {"float": ("f16", "bf16", "f64", "int32", "bool", "complex64"), "sizes": ("f32", "int8", "bool", "f64")}
 DTYPE_MISTAKES = [

@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+
 import torch
 import torch_calls
 from cases import BY_NAME, CASES, SENTINEL

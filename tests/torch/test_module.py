@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+
 import torch
 from cases import BY_NAME, SENTINEL
 from problems import linear_problem, poisoned_buffer

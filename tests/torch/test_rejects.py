@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+
 import torch
 from grouped_core import DType, Op, Options, check
 from torch_grouped._describe import describe
@@ -148,8 +149,7 @@ LINEAR_TABLE = [
         "dgrad_out_grad",
         {"dgrad_out": torch.ones(T, K, requires_grad=True)},
         ValueError,
-        "dgrad_out must not require grad: it is memory to write into; got a tensor that does. "
-        "Pass dgrad_out.detach().",
+        "dgrad_out must not require grad: it is memory to write into; got a tensor that does. Pass dgrad_out.detach().",
     ),
     (
         "dgrad_out_misaligned",
@@ -162,8 +162,7 @@ LINEAR_TABLE = [
         "wgrad_out_shape",
         {"wgrad_out": torch.ones(G, K, N)},
         ValueError,
-        f"wgrad_out must be [G=2, N=8, K=4] f32{BUFFER}; got [2, 4, 8] f32.{GNK} "
-        "Pass wgrad_out=None to do without it.",
+        f"wgrad_out must be [G=2, N=8, K=4] f32{BUFFER}; got [2, 4, 8] f32.{GNK} Pass wgrad_out=None to do without it.",
     ),
     (
         "dgrad_out_is_x",
@@ -266,8 +265,7 @@ ACTIVATION_TABLE = [
         "dgrad_out_grad",
         {"dgrad_out": torch.ones(T, 2 * F, requires_grad=True)},
         ValueError,
-        "dgrad_out must not require grad: it is memory to write into; got a tensor that does. "
-        "Pass dgrad_out.detach().",
+        "dgrad_out must not require grad: it is memory to write into; got a tensor that does. Pass dgrad_out.detach().",
     ),
     (
         "dgrad_out_is_h",
@@ -295,7 +293,7 @@ def test_activation(changes, error, message):
 @pytest.mark.parametrize(
     ("function", "argument", "message"),
     [
-        (grouped_linear, {"weight_layout": "nkg"}, "weight_layout must be one of \"gnk\", \"gkn\"; got 'nkg'."),
+        (grouped_linear, {"weight_layout": "nkg"}, 'weight_layout must be one of "gnk", "gkn"; got \'nkg\'.'),
         (
             grouped_activation,
             {"kind": "relu"},
@@ -362,9 +360,7 @@ def test_gradient_that_overlaps_dgrad_out_is_refused_in_backward(scale_needs_gra
     y = grouped_linear(**arguments)
     with pytest.raises(ValueError) as caught:
         y.backward(dgrad_out)
-    assert str(caught.value) == (
-        "dgrad_out must not overlap dy; got memory that they share. Pass memory of its own."
-    )
+    assert str(caught.value) == ("dgrad_out must not overlap dy; got memory that they share. Pass memory of its own.")
     assert (dgrad_out == 7).all()
 
 
@@ -372,7 +368,7 @@ def test_gradient_that_overlaps_the_activations_dgrad_out_is_refused_in_backward
     arguments = activation_arguments(h=torch.ones(T, F, requires_grad=True), kind="squared_relu", out=None)
     arguments["dgrad_out"] = dgrad_out = torch.full((T, F), 7.0)
     y = grouped_activation(**arguments)
-    with pytest.raises(ValueError, match="^dgrad_out must not overlap dy; got memory that they share"):
+    with pytest.raises(ValueError, match=r"^dgrad_out must not overlap dy; got memory that they share"):
         y.backward(dgrad_out)
     assert (dgrad_out == 7).all()
 

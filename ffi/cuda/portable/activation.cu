@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kRowThreads) activation_kernel(const __grid_co
   using A = Accumulator<T>;
   constexpr int kCount = kStrip<T>;
   const int64_t num_rows = p.map.offsets[p.map.G];
-  const int64_t h_length = kIsGated<kKind> ? 2 * p.F : p.F;
+  const int64_t h_length = is_gated(kKind) ? 2 * p.F : p.F;
   const bool has_scale = p.row_scale.data != nullptr;
   for (int64_t row = first_row_of_warp(); row < num_rows; row += row_stride_of_grid()) {
     const A scale = has_scale ? p.row_scale[row] : A(1);

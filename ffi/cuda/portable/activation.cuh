@@ -7,10 +7,6 @@
 
 namespace grouped::cuda {
 
-// As a variable, because core's is_gated() is a host function outside constant expressions.
-template <int32_t kKind>
-inline constexpr bool kIsGated = is_gated(kKind);
-
 template <typename T>
 ActivationParams<Accumulator<T>> activation_params(const ActivationProblem& p) {
   using A = Accumulator<T>;
@@ -22,7 +18,7 @@ template <int32_t kKind, typename T, int kCount>
 __device__ __forceinline__ void load_gate_up(Accumulator<T> (&gate)[kCount], Accumulator<T> (&up)[kCount],
                                              const T* row, int64_t first, int64_t F, bool interleaved,
                                              bool vectors) {
-  if constexpr (!kIsGated<kKind>) {
+  if constexpr (!is_gated(kKind)) {
     load_strip<T>(gate, row, first, F, vectors);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) up[i] = 0;
@@ -45,7 +41,7 @@ __device__ __forceinline__ void store_gate_up(T* row, int64_t first, int64_t F,
                                               const Accumulator<T> (&gate)[kCount],
                                               const Accumulator<T> (&up)[kCount], bool interleaved,
                                               bool vectors) {
-  if constexpr (!kIsGated<kKind>) {
+  if constexpr (!is_gated(kKind)) {
     store_strip<T>(row, first, F, gate, vectors);
   } else if (interleaved) {
     Accumulator<T> both[2 * kCount];

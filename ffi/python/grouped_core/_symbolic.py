@@ -13,7 +13,7 @@ from typing import Any
 from grouped_core._core import argument_dims, check
 from grouped_core._words import Activation, Op, Options
 
-_FIRST_STAND_IN = 1 << 20  # even, because a gated h has an even number of columns
+_FIRST_STAND_IN = 1 << 20  # even, as is what is added: a gated h has an even number of columns
 
 
 def check_symbolic(
@@ -28,7 +28,7 @@ def check_symbolic(
 
     Args:
       op: the operation.
-      tensors: as `check` takes them; shapes may hold symbols, strides must then be None.
+      tensors: as `check` takes them; shapes and strides may hold symbols.
       options: as `check` takes them.
       same: whether two sizes are equal; called for sizes that share a letter.
       hint: a number to show in a message for a symbol, if there is one.
@@ -37,37 +37,40 @@ def check_symbolic(
       ValueError, TypeError: the core's, in the core's words.
     """
     bound: dict[str, tuple[Any, int]] = {}
-    used: set[int] = set()
 
-    def stand_in(symbol: Any) -> int:
-        number = hint(symbol)
-        while number is None or number in used:
-            number = _FIRST_STAND_IN + 2 * len(used) if number is None else number + 2
-        used.add(number)
-        return number
+    def number_of(symbol: Any, letter: str = "") -> int:
+        """The number that stands for a symbol: its hint, or for want of one a number of the letter's own."""
+        if type(symbol) is int:
+            return symbol
+        given = hint(symbol)
+        return _FIRST_STAND_IN + 2 * sum(map(ord, letter)) if given is None else given
 
     def concrete(letter: str, size: Any) -> int:
-        if letter in bound:
-            value, number = bound[letter]
-            if type(size) is int and type(value) is int:
-                return size
-            return number if same(size, value) else stand_in(size)
-        number = size if type(size) is int else stand_in(size)
-        bound[letter] = (size, number)
-        if letter == "H":
-            gated = Activation(options.kind, 0, 0.0, 0.0, 0.0).gated
-            bound["F"] = (size // 2, number // 2) if gated else (size, number)
-        return number
+        if letter not in bound:
+            bound[letter] = (size, number_of(size, letter))
+            if letter == "H":
+                gated = Activation(options.kind, 0, 0.0, 0.0, 0.0).gated
+                value, number = bound["H"]
+                bound["F"] = (value // 2, number // 2) if gated else (value, number)
+        value, number = bound[letter]
+        if type(size) is int and type(value) is int:
+            return size
+        if same(size, value):
+            return number
+        unequal = number_of(size, letter)
+        return unequal if unequal != number else number + 2
 
     def with_numbers(tensor: tuple | None, letters: str) -> tuple | None:
         if tensor is None:
             return None
-        name, address, dtype, shape, _, device, flags = tensor
+        name, address, dtype, shape, strides, device, flags = tensor
         if len(shape) != len(letters):
-            numbers = tuple(size if type(size) is int else stand_in(size) for size in shape)
+            numbers = tuple(number_of(size) for size in shape)
         else:
             numbers = tuple(concrete(letter, size) for letter, size in zip(letters, shape, strict=True))
-        return name, address, dtype, numbers, None, device, flags
+        if strides is not None:
+            strides = tuple(number_of(stride) for stride in strides)
+        return name, address, dtype, numbers, strides, device, flags
 
     rules = argument_dims(Op(op), options.weight_layout)
     check(

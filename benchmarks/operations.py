@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations that are timed: what they compute, the useful arithmetic in them and the fewest bytes they move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.shapes import Shape
+
+FWD, DGRAD, WGRAD, WGRAD_ACC, LINEAR = "fwd", "dgrad", "wgrad", "wgrad_acc", "linear"
+ACT, ACT_GRAD, HOST, HOST_LINEAR = "act", "act_grad", "host", "host_linear"
+
+OPERATIONS = {
+    FWD: "y = x W^T",
+    DGRAD: "dx = dy W",
+    WGRAD: "dW = dy^T x, stored in the inputs' dtype",
+    WGRAD_ACC: "main_grad += dy^T x, fp32",
+    LINEAR: "forward and backward through the framework's autograd: y, dx, dW",
+    ACT: "SwiGLU of [T, N] into [T, N/2]",
+    ACT_GRAD: "its gradient, [T, N]",
+    HOST: "host time of a forward call on a tiny problem",
+    HOST_LINEAR: "host time of forward and backward on a tiny problem",
+}
+PRODUCTS = (FWD, DGRAD, WGRAD, WGRAD_ACC, LINEAR)
+ACTIVATIONS = (ACT, ACT_GRAD)
+HOST_COSTS = (HOST, HOST_LINEAR)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Useful floating-point operations, and bytes with each input read once and each result written once."""
+
+    flops: int
+    bytes: int
+
+
+def applies(op: str, shape: Shape) -> bool:
+    """Whether the operation makes sense on the shape: activations follow up projections alone."""
+    host_shape = "host" in shape.tags or "host-cpu" in shape.tags
+    if op in HOST_COSTS or host_shape:
+        return op in HOST_COSTS and host_shape
+    return op not in ACTIVATIONS or shape.is_up
+
+
+def work(op: str, shape: Shape, sizes: Sequence[int], itemsize: int) -> Work:
+    """Padding is never counted, and the weights of empty groups are not read."""
+    T, K, N = shape.T, shape.K, shape.N
+    busy = sum(1 for size in sizes if size > 0)
+    product = 2 * T * K * N
+    rows, weights = T * (K + N), busy * K * N
+    forward = Work(product, itemsize * (rows + weights))
+    # Gradients of empty groups are written too: as zeros.
+    wgrad = Work(product, itemsize * (rows + len(sizes) * K * N))
+    if op in (FWD, DGRAD, HOST):
+        return forward
+    if op == WGRAD:
+        return wgrad
+    if op == WGRAD_ACC:
+        return Work(product, itemsize * rows + 2 * 4 * weights)
+    if op in (LINEAR, HOST_LINEAR):
+        return Work(3 * product, 2 * forward.bytes + wgrad.bytes)
+    if op == ACT:
+        return Work(0, itemsize * T * (N + N // 2))
+    if op == ACT_GRAD:
+        return Work(0, itemsize * T * (2 * N + N // 2))
+    raise ValueError(f"op must be one of {', '.join(OPERATIONS)}; got {op!r}.")

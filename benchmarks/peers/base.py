@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an adapter offers: a name, whether it can run here, and a call for each operation that it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from benchmarks.problem import Case, Problem
+from torch import Tensor
+
+OURS, PEER, BOUND, PART = "ours", "peer", "bound", "part"
+EVENTS, HOST_CLOCK = "cuda events", "host clock"
+
+
+class Skip(Exception):
+    """Why a peer does not run a case; not a failure."""
+
+
+def _one(result: Any) -> list[Tensor]:
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
+@dataclass
+class Call:
+    """A prepared operation.
+
+    `run(i)` launches it on the i-th set of inputs and returns what it made. `outputs` turns that into torch tensors,
+    the weight's gradients as [G, N, K]. `buffers` are outputs that it writes in place: filled with NaN before the
+    check, or with `initial` where it adds to what is there. `wait` blocks until a result is there, for frameworks
+    that have a stream of their own.
+    """
+
+    run: Callable[[int], Any]
+    outputs: Callable[[Any], list[Tensor]] = _one
+    buffers: list[Tensor] = field(default_factory=list)
+    initial: Tensor | None = None
+    zeroed: bool = False
+    wait: Callable[[Any], Any] | None = None
+    checked: bool = True
+    note: str = ""
+
+    def reset(self) -> None:
+        """Poisons the outputs."""
+        for buffer in self.buffers:
+            if self.initial is not None:
+                buffer.copy_(self.initial)
+            elif buffer.is_floating_point():
+                buffer.fill_(0.0 if self.zeroed else float("nan"))
+
+
+class Peer:
+    """One way to compute the operations. A subclass has a method for each that it knows, named after it."""
+
+    name = ""
+    family = ""  # of several configurations of one library the best counts
+    role = PEER
+    clock = EVENTS
+    module = ""  # without which it cannot run
+    devices: tuple[str, ...] = ("cuda", "cpu")
+    builds = False  # compiles kernels at its first call and keeps them on disk
+
+    def missing(self, device: torch.device) -> str | None:
+        """Why it cannot run on this machine, or None."""
+        if device.type not in self.devices:
+            return f"runs on {', '.join(self.devices)} only"
+        if self.module and find_spec(self.module) is None:
+            return f"{self.module} is not installed"
+        return None
+
+    def build_key(self, case: Case) -> tuple:
+        """What tells apart the kernels that it compiles."""
+        return (case.id,)
+
+    def prepare(self, problem: Problem) -> Call:
+        """The call for this case.
+
+        Raises:
+          Skip: where the library has no such operation, or does not take these sizes.
+        """
+        method = getattr(self, problem.case.op, None)
+        if method is None:
+            raise Skip(f"no {problem.case.op}")
+        return method(problem)

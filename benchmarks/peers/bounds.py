@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What no grouped kernel is asked to beat: one dense product of the same arithmetic. It computes something else."""
+
+from __future__ import annotations
+
+import torch
+from benchmarks.peers.base import BOUND, Call, Peer
+from benchmarks.problem import InputSet, Problem
+
+
+class Dense(Peer):
+    """One torch.mm (cuBLAS) with the rows of all groups against one weight."""
+
+    name = family = "dense"
+    role = BOUND
+
+    def fwd(self, p: Problem) -> Call:
+        out = p.empty(p.T, p.N)
+        return self._call(p, lambda s: torch.mm(s.x, s.w[0].t(), out=out))
+
+    def dgrad(self, p: Problem) -> Call:
+        out = p.empty(p.T, p.K)
+        return self._call(p, lambda s: torch.mm(s.dy, s.w[0], out=out))
+
+    def wgrad(self, p: Problem) -> Call:
+        out = p.empty(p.N, p.K)
+        return self._call(p, lambda s: torch.mm(s.dy.t(), s.x, out=out))
+
+    wgrad_acc = wgrad
+
+    def linear(self, p: Problem) -> Call:
+        y, dx, dw = p.empty(p.T, p.N), p.empty(p.T, p.K), p.empty(p.N, p.K)
+
+        def three(s: InputSet) -> None:
+            torch.mm(s.x, s.w[0].t(), out=y)
+            torch.mm(s.dy, s.w[0], out=dx)
+            torch.mm(s.dy.t(), s.x, out=dw)
+
+        return self._call(p, three)
+
+    def _call(self, p: Problem, product) -> Call:
+        return Call(lambda i: product(p.set(i)), checked=False)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JAX calls on the data of torch: the same memory on both sides, and a host clock, since XLA's streams are its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from benchmarks.peers.base import HOST_CLOCK, Call, Peer, Skip
+from benchmarks.problem import Problem
+from torch import Tensor
+
+
+def view(p: Problem, i: int, name: str) -> Any:
+    """A tensor of the i-th set, or one of the problem, as a JAX array over the same memory."""
+    import jax
+
+    owner = p.set(0 if name in ("sizes", "initial") else i)
+    if name not in owner.views:
+        tensor = getattr(p if name in ("sizes", "initial") else owner, name)
+        owner.views[name] = jax.dlpack.from_dlpack(tensor.detach())
+    return owner.views[name]
+
+
+def _canonical(array: Any) -> Tensor:
+    """A torch tensor; gradients of the weight from [G, K, N] to [G, N, K]."""
+    tensor = torch.from_dlpack(array)
+    return tensor.transpose(1, 2) if tensor.dim() == 3 else tensor
+
+
+def _outputs(result: Any) -> list[Tensor]:
+    return [_canonical(a) for a in (result if isinstance(result, tuple | list) else [result])]
+
+
+def _wait(result: Any) -> None:
+    import jax
+
+    jax.block_until_ready(result)
+
+
+class JaxPeer(Peer):
+    """A JAX function under jit."""
+
+    clock = HOST_CLOCK
+    module = "jax"
+
+    def missing(self, device: torch.device) -> str | None:
+        reason = super().missing(device)
+        if reason is None and device.type == "cuda":
+            import jax
+
+            if jax.default_backend() != "gpu":
+                return f"jax runs on {jax.default_backend()} here"
+        return reason
+
+    def call(self, p: Problem, function: Callable, names: tuple[str, ...]) -> Call:
+        """`function` under jit, on the named inputs."""
+        import jax
+
+        compiled = jax.jit(function)
+        return self._call(p, lambda i: compiled(*(view(p, i, n) for n in names)))
+
+    def into(self, p: Problem, function: Callable, names: tuple[str, ...], buffers: list[Any]) -> Call:
+        """The same with buffers after the inputs, donated; its results are the buffers of the next call."""
+        import jax
+
+        first = len(names)
+        compiled = jax.jit(function, donate_argnums=tuple(range(first, first + len(buffers))))
+        held = list(buffers)
+
+        def run(i: int) -> list[Any]:
+            held[:] = compiled(*(view(p, i, n) for n in names), *held)
+            return held
+
+        return self._call(p, run)
+
+    def _call(self, p: Problem, run: Callable[[int], Any]) -> Call:
+        _ready(p)
+        return Call(run, outputs=_outputs, wait=_wait)
+
+    def poisoned(self, p: Problem, *shape: int, dtype: Any = None) -> Any:
+        """A buffer of XLA's own, filled with NaN."""
+        import jax.numpy as jnp
+
+        return jnp.full(shape, jnp.nan, dtype or str(p.dtype).removeprefix("torch."))
+
+
+def _ready(p: Problem) -> None:
+    """Torch's work on the inputs is done, and memory that it only caches is XLA's to take."""
+    if p.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def require_memory(p: Problem, needed: float) -> None:
+    """Skips what would not fit: an allocation that fails takes XLA ten seconds, and the process with it at worst."""
+    if p.device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        if needed > 0.8 * free:
+            raise Skip(f"needs about {needed / 2**30:.0f} GiB of temporaries, {free / 2**30:.0f} GiB are free")

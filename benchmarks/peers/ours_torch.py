@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This project through torch_grouped, into buffers that are made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from benchmarks.peers.base import OURS, Call, Peer
+from benchmarks.problem import InputSet, Problem
+from torch import Tensor
+
+
+class TorchGrouped(Peer):
+    """torch_grouped: the public functions; for a single gradient, backward with one leaf."""
+
+    name = family = "torch_grouped"
+    role = OURS
+    module = "torch_grouped"
+
+    def fwd(self, p: Problem) -> Call:
+        from torch_grouped.functional import grouped_linear
+
+        out = p.empty(p.T, p.N)
+
+        def run(i: int) -> Tensor:
+            s = p.set(i)
+            return grouped_linear(s.x, s.w, p.sizes, out=out)
+
+        return Call(run, buffers=[out])
+
+    host = fwd
+
+    def dgrad(self, p: Problem) -> Call:
+        from torch_grouped.functional import grouped_linear
+
+        out = p.empty(p.T, p.K)
+
+        def layer(s: InputSet) -> tuple[Tensor, Tensor]:
+            x = torch.zeros_like(out).requires_grad_()  # dx does not depend on it
+            return grouped_linear(x, s.w, p.sizes, dgrad_out=out), x
+
+        return Call(_backward(p, layer, out), buffers=[out])
+
+    def wgrad(self, p: Problem) -> Call:
+        return self._wgrad(p, p.empty(p.G, p.N, p.K), None)
+
+    def wgrad_acc(self, p: Problem) -> Call:
+        return self._wgrad(p, p.empty(p.G, p.N, p.K, dtype=torch.float32), p.initial)
+
+    def _wgrad(self, p: Problem, out: Tensor, initial: Tensor | None) -> Call:
+        from torch_grouped.functional import grouped_linear
+
+        weight = torch.zeros_like(out, dtype=p.dtype).requires_grad_()  # dW does not depend on it
+
+        def layer(s: InputSet) -> tuple[Tensor, Tensor]:
+            accumulate = initial is not None
+            y = grouped_linear(s.x, weight, p.sizes, wgrad_out=out, accumulate_wgrad=accumulate)
+            return y, weight
+
+        return Call(_backward(p, layer, out), buffers=[out], initial=initial)
+
+    def linear(self, p: Problem) -> Call:
+        from torch_grouped.functional import grouped_linear
+
+        out, dx, dw = p.empty(p.T, p.N), p.empty(p.T, p.K), p.empty(p.G, p.N, p.K)
+        leaves = [(s.x.detach().requires_grad_(), s.w.detach().requires_grad_(), s.dy) for s in p.sets]
+
+        def run(i: int) -> list[Tensor]:
+            x, w, dy = leaves[i % len(leaves)]
+            with torch.enable_grad():
+                y = grouped_linear(x, w, p.sizes, out=out, dgrad_out=dx, wgrad_out=dw)
+            torch.autograd.grad(y, [x, w], dy, allow_unused=True)  # w's went into its buffer
+            return [out, dx, dw]
+
+        return Call(run, buffers=[out, dx, dw])
+
+    def host_linear(self, p: Problem) -> Call:
+        from torch_grouped import GroupedLinear
+
+        module = GroupedLinear(p.G, p.K, p.N, bias=False, params_dtype=p.dtype, device=p.device)
+        with torch.no_grad():
+            module.weight.copy_(p.set(0).w)
+        x = p.set(0).x.detach().requires_grad_()
+
+        def run(i: int) -> list[Tensor]:
+            with torch.enable_grad():
+                y = module(x, p.sizes)
+            return [y.detach(), *torch.autograd.grad(y, [x, module.weight], p.set(0).dy)]
+
+        return Call(run, note="the module")
+
+    def act(self, p: Problem) -> Call:
+        from torch_grouped.functional import grouped_activation
+
+        out = p.empty(p.T, p.N // 2)
+        return Call(lambda i: grouped_activation(p.set(i).x, p.sizes, out=out), buffers=[out])
+
+    def act_grad(self, p: Problem) -> Call:
+        from torch_grouped.functional import grouped_activation
+
+        out = p.empty(p.T, p.N)
+
+        def layer(s: InputSet) -> tuple[Tensor, Tensor]:
+            h = s.x.detach().requires_grad_()
+            return grouped_activation(h, p.sizes, dgrad_out=out), h
+
+        return Call(_backward(p, layer, out), buffers=[out])
+
+
+def _backward(p: Problem, layer: Callable[[InputSet], tuple[Tensor, Tensor]], out: Tensor) -> Callable[[int], Tensor]:
+    """A backward pass alone, again and again over graphs that are made once. `layer` gives a result and its leaf."""
+    with torch.enable_grad():
+        graphs = [(*layer(s), s.dy) for s in p.sets]
+
+    def run(i: int) -> Tensor:
+        y, leaf, dy = graphs[i % len(graphs)]
+        torch.autograd.grad(y, leaf, dy, retain_graph=True, allow_unused=True)
+        return out
+
+    return run

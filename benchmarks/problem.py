@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One case and its data: fresh normal numbers on the device, in as many sets as it takes to outgrow the caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from benchmarks.operations import ACT, ACT_GRAD, DGRAD, FWD, HOST, HOST_COSTS, WGRAD, WGRAD_ACC, Work, work
+from benchmarks.shapes import Shape, draw_sizes, seed_of
+from torch import Tensor
+
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
+MAX_SETS = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is computed, on which shape, with which sizes."""
+
+    shape: Shape
+    op: str
+    draw: str
+    dtype: str
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        return f"{self.shape.name}/{self.op}/{self.draw}/{self.dtype}"
+
+
+@dataclass
+class InputSet:
+    """Tensors of one set; those that the operation does not read are absent."""
+
+    x: Tensor | None = None  # [T, K], or h [T, N] of an activation
+    w: Tensor | None = None  # [G, N, K]
+    dy: Tensor | None = None  # [T, N], or [T, N/2] of an activation
+    views: dict[str, Any] = field(default_factory=dict)  # the same memory as other frameworks see it
+
+    @cached_property
+    def wk(self) -> Tensor:
+        """[G, K, N]: how JAX stores the weight."""
+        if self.w is None:
+            raise AttributeError("this operation reads no weight.")
+        return self.w.transpose(1, 2).contiguous()
+
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.x, self.w, self.dy) if t is not None)
+
+
+class Problem:
+    """The data of a case on a device."""
+
+    def __init__(self, case: Case, device: torch.device, cache_bytes: int) -> None:
+        shape = case.shape
+        self.case, self.device = case, device
+        self.dtype = DTYPES[case.dtype]
+        self.T, self.K, self.N, self.G = shape.T, shape.K, shape.N, shape.G
+        self.sizes_host = [int(n) for n in draw_sizes(shape, case.draw, case.seed)]
+        self.sizes = torch.tensor(self.sizes_host, dtype=torch.int32, device=device)
+        self.ends = torch.cumsum(self.sizes, 0, dtype=torch.int32)
+        self.starts = torch.cat([torch.zeros_like(self.ends[:1]), self.ends])  # [G + 1]
+        self._generator = torch.Generator(device).manual_seed(seed_of(shape, f"data/{case.op}", case.seed))
+        self.sets = [self._new_set()]
+        # Several sets only where one could stay in the last-level cache from one call to the next.
+        wanted = 1 if case.op in HOST_COSTS else -(-4 * cache_bytes // max(1, self.sets[0].nbytes()))
+        self.sets += [self._new_set() for _ in range(min(MAX_SETS, wanted) - 1)]
+        self.initial = self._normal(self.G, self.N, self.K).float() if case.op == WGRAD_ACC else None
+
+    @property
+    def work(self) -> Work:
+        return work(self.case.op, self.case.shape, self.sizes_host, self.dtype.itemsize)
+
+    def set(self, i: int) -> InputSet:
+        """The set of the i-th call."""
+        return self.sets[i % len(self.sets)]
+
+    def spans(self) -> list[tuple[int, int]]:
+        """First row and end of each group."""
+        bounds = [0]
+        for size in self.sizes_host:
+            bounds.append(bounds[-1] + size)
+        return list(zip(bounds[:-1], bounds[1:], strict=True))
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """An output: filled with NaN, so that an element that is never written is found."""
+        return torch.full(shape, float("nan"), dtype=dtype or self.dtype, device=self.device)
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=self.dtype, device=self.device, generator=self._generator)
+
+    def _new_set(self) -> InputSet:
+        op, T, K, N, G = self.case.op, self.T, self.K, self.N, self.G
+        if op == ACT:
+            return InputSet(x=self._normal(T, N))
+        if op == ACT_GRAD:
+            return InputSet(x=self._normal(T, N), dy=self._normal(T, N // 2))
+        return InputSet(
+            x=None if op == DGRAD else self._normal(T, K),
+            w=None if op in (WGRAD, WGRAD_ACC) else self._normal(G, N, K),
+            dy=None if op in (FWD, HOST) else self._normal(T, N),
+        )

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The artifact of a run: one JSON file, written anew after each case, so that a run can stop and go on anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+FOLDER = Path(__file__).resolve().parent / "results"
+# Results may share a file only where these agree.
+_IDENTITY = ("commit", "source_hash", "binary_hash", "device", "name", "versions")
+
+
+class Results:
+    """The head and the cases of one file."""
+
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {"format": FORMAT, **head, "cases": {}}
+
+    @classmethod
+    def open(cls, path: Path, head: dict[str, Any], fresh: bool = False) -> Results:
+        """A new file, or the one that is there, to go on with.
+
+        Raises:
+          ValueError: the file was measured on other sources or another machine.
+        """
+        results = cls(path, head)
+        if path.exists() and not fresh:
+            old = load(path)
+            different = [key for key in _IDENTITY if old.get(key) != head.get(key)]
+            if different:
+                raise ValueError(
+                    f"{path} was measured with another {', '.join(different)}. Name another file, or start it anew "
+                    f"with --fresh."
+                )
+            results.data = old
+        return results
+
+    @property
+    def cases(self) -> dict[str, dict[str, Any]]:
+        return self.data["cases"]
+
+    def has(self, case_id: str, peers: list[str]) -> bool:
+        """Whether the case was measured with all of these peers."""
+        return case_id in self.cases and set(peers) <= set(self.cases[case_id]["peers"])
+
+    def add(self, case_id: str, record: dict[str, Any]) -> None:
+        """Puts a case in and saves the file."""
+        self.cases[case_id] = record
+        self.save()
+
+    def save(self) -> None:
+        """Atomically: a run that is killed leaves the file of the case before."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.data, indent=1) + "\n")
+        os.replace(part, self.path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A file's content.
+
+    Raises:
+      ValueError: it is not a result of this format.
+    """
+    data = json.loads(path.read_text())
+    if data.get("format") != FORMAT or "cases" not in data:
+        raise ValueError(f"{path} is not a benchmark result of format {FORMAT}.")
+    return data
+
+
+def default_path(head: dict[str, Any]) -> Path:
+    """By machine, day and commit."""
+    name = re.sub(r"[^a-z0-9]+", "-", str(head["name"]).lower()).strip("-")
+    commit = str(head["commit"]).rstrip("+")[:9]
+    return FOLDER / f"{name}_{head['date'][:10]}_{commit}.json"

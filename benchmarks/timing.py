@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times prepared calls side by side: in rounds, every peer once a round, in an order that changes.
+
+A sample is the mean of `inner` calls one after another, each on the next set of inputs. On a GPU it lies between two
+CUDA events; JAX has streams of its own, so there a host clock runs from an idle device until the last result.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from benchmarks.peers.base import EVENTS, Call
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure, in seconds."""
+
+    rounds: int = 15
+    least: int = 3  # samples of a peer that is slow
+    sample: float = 2e-3  # shortest sample, so that launches and clocks weigh little
+    jax_sample: float = 10e-3  # the same where a sample contains a wait for the device
+    share: float = 0.2  # of one peer in one case
+    most_inner: int = 64
+
+
+@dataclass
+class Timed:
+    """A call being timed."""
+
+    name: str
+    call: Call
+    clock: str
+    inner: int = 1
+    rounds: int = 0
+    seconds: float = 0.0  # of one call, estimated
+    host_seconds: float = 0.0  # of that, to launch it
+    next_set: int = 0
+    samples: list[float] = field(default_factory=list)
+
+    def launch(self, count: int) -> object:
+        """`count` calls, the result of the last."""
+        result = None
+        for _ in range(count):
+            result = self.call.run(self.next_set)
+            self.next_set += 1
+        return result
+
+
+class Stopwatch:
+    """Rounds of samples on one device."""
+
+    def __init__(self, device: torch.device, plan: Plan, seed: int = 0) -> None:
+        self.cuda = device.type == "cuda"
+        self.plan = plan
+        self._order = random.Random(seed)
+        # Cycles of the kernel that keeps the device busy while the host queues a sample.
+        self._cycles_per_second = 1.5e9
+
+    def measure(self, timed: list[Timed], under_load: Callable[[], None] | None = None) -> None:
+        """Fills in the samples. `under_load` is called once while the device works."""
+        for t in timed:
+            self._estimate(t)
+        most = max((t.rounds for t in timed), default=0)
+        for index in range(most):
+            taking_part = [t for t in timed if index < t.rounds]
+            self._order.shuffle(taking_part)
+            self._round(taking_part, under_load if index == most // 2 else None)
+
+    def _round(self, timed: list[Timed], under_load: Callable[[], None] | None) -> None:
+        pending = []
+        for t in timed:
+            if self.cuda and t.clock == EVENTS:
+                pending.append((t, *self._queue(t)))
+        if under_load is not None:
+            under_load()
+        self._synchronize()
+        for t, begin, end in pending:
+            t.samples.append(begin.elapsed_time(end) * 1e-3 / t.inner)
+        for t in timed:
+            if not (self.cuda and t.clock == EVENTS):
+                t.samples.append(self._host_sample(t, t.inner))
+
+    def _queue(self, t: Timed):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        # Two events around a starved stream time the host: keep the device busy until the sample is queued.
+        backlog = 1.5 * t.inner * t.host_seconds
+        if t.host_seconds > 0.3 * t.seconds:
+            torch.cuda._sleep(int(min(backlog, 20e-3) * self._cycles_per_second))
+        begin.record()
+        t.launch(t.inner)
+        end.record()
+        return begin, end
+
+    def _host_sample(self, t: Timed, count: int) -> float:
+        begin = time.perf_counter()
+        result = t.launch(count)
+        if t.call.wait is not None:
+            t.call.wait(result)
+        elif self.cuda:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - begin) / count
+
+    def _estimate(self, t: Timed) -> None:
+        """Warms up, then decides how many calls make a sample and how many samples there are."""
+        self._synchronize()
+        self._host_sample(t, 1)
+        begin = time.perf_counter()
+        result = t.launch(2)
+        t.host_seconds = (time.perf_counter() - begin) / 2
+        if t.call.wait is not None:
+            t.call.wait(result)
+        self._synchronize()
+        seconds = max(min(self._host_sample(t, 1), self._host_sample(t, 1)), 1e-7)
+        t.seconds = seconds
+        target = self.plan.sample if t.call.wait is None else self.plan.jax_sample
+        t.inner = max(1, min(self.plan.most_inner, round(target / seconds)))
+        affordable = int(self.plan.share / (seconds * t.inner))
+        t.rounds = max(self.plan.least, min(self.plan.rounds, affordable))
+
+    def _synchronize(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
+def host_cost(t: Timed, device: torch.device, calls: int, repeats: int) -> None:
+    """Seconds of host time a call takes to return, on a device that is idle when each run of calls begins.
+
+    Short runs, so that the queue of launches never fills and makes the host wait for the device.
+    """
+    for _ in range(repeats + 2):
+        begin = time.perf_counter()
+        result = t.launch(calls)
+        seconds = (time.perf_counter() - begin) / calls
+        if t.call.wait is not None:
+            t.call.wait(result)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        t.samples.append(seconds)
+    del t.samples[:2]  # warm-up
+
+
+def warm_up(device: torch.device, seconds: float) -> None:
+    """Dense products until the clocks have settled at the power limit."""
+    if device.type != "cuda":
+        return
+    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    out = torch.empty_like(a)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for _ in range(8):
+            torch.mm(a, a, out=out)
+        torch.cuda.synchronize()
+
+
+def copy_bandwidth(device: torch.device, repeats: int = 11) -> float:
+    """Bytes per second of a large copy on the device, read plus written."""
+    cuda = device.type == "cuda"
+    source = torch.randn((1 << 29) if cuda else (1 << 23), device=device)
+    target = torch.empty_like(source)
+    call = Call(lambda i: target.copy_(source))
+    timed = Timed("copy", call, EVENTS)
+    Stopwatch(device, Plan(rounds=repeats, share=1.0)).measure([timed])
+    return 2 * source.numel() * source.element_size() / sorted(timed.samples)[len(timed.samples) // 2]

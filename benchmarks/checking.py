@@ -45,7 +45,7 @@ def _product(problem: Problem, step: str, first, wide: torch.dtype) -> Tensor:
             torch.mm(first.dy[rows].to(wide), first.w[g].to(wide), out=result[rows])
         else:
             torch.mm(first.dy[rows].to(wide).t(), first.x[rows].to(wide), out=result[g])
-    return result.add_(problem.initial) if step == WGRAD_ACC else result
+    return result if problem.initial is None else result.add_(problem.initial)
 
 
 def _activation(problem: Problem, wide: torch.dtype) -> Tensor:
@@ -98,13 +98,18 @@ def error(result: Tensor, expected: Tensor) -> tuple[float, float]:
     return (math.sqrt(wrong / right) if right else 0.0), worst
 
 
-def times_bound(problem: Problem, results: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
-    """The largest error of any result as a multiple of its bound, and as a relative norm."""
+def times_bound(
+    problem: Problem, results: Sequence[Tensor], expected: Sequence[Tensor], through: torch.dtype | None = None
+) -> tuple[float, float]:
+    """The largest error of any result as a multiple of its bound, and as a relative norm.
+
+    `through` is a dtype that results are rounded to before they are stored.
+    """
     if len(results) != len(expected):
         raise ValueError(f"{len(results)} results, expected {len(expected)}.")
     multiple = relative = 0.0
     for result, want in zip(results, expected, strict=True):
         whole, row = error(result, want)
-        multiple = max(multiple, row / bound(result.dtype, problem.dtype, terms(problem)))
+        multiple = max(multiple, row / bound(through or result.dtype, problem.dtype, terms(problem)))
         relative = max(relative, whole)
     return multiple, relative

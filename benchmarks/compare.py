@@ -34,6 +34,7 @@ class Row:
 
     @property
     def ratio(self) -> float:
+        """Above 1 we are faster."""
         return self.best / self.ours
 
 

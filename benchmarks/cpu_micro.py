@@ -3,14 +3,18 @@
 
 Interleaved, minimum of the repeats (the machine's noise only adds), fresh normal data. Prints one line a case and
 the ratios that the project promises: at least torch.mm for one group, no slower than the loop over 8 groups,
-several times jax.lax.ragged_dot. Exits 1 if one does not hold.
+several times jax.lax.ragged_dot. Exits 1 if one does not hold. `--json FILE` keeps the numbers.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import platform
 import sys
 import time
+from pathlib import Path
 
 # One thread each: set before the frameworks read it.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -23,6 +27,7 @@ import numpy as np
 
 import jax
 import torch
+from grouped_core import __version__
 from torch_grouped import functional
 
 torch.set_num_threads(1)
@@ -67,13 +72,28 @@ def _case(name: str, G: int, rows: int, K: int, N: int, dtype: torch.dtype, ragg
     return found
 
 
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
     print("GFLOP/s, one thread")
     with torch.inference_mode():
-        one = _case("f32, 1 group of 512, 1024x1024", 1, 512, 1024, 1024, torch.float32, True)
-        eight = _case("f32, 8 groups of 512, 1024x1024", 8, 512, 1024, 1024, torch.float32, True)
-        _case("f32, 8 groups of 16, 1024x1024", 8, 16, 1024, 1024, torch.float32, True)
-        _case("bf16, 8 groups of 512, 1024x1024", 8, 512, 1024, 1024, torch.bfloat16, False)
+        cases = {
+            name: _case(name, G, rows, 1024, 1024, dtype, dtype == torch.float32)
+            for name, G, rows, dtype in (
+                ("f32, 1 group of 512, 1024x1024", 1, 512, torch.float32),
+                ("f32, 8 groups of 512, 1024x1024", 8, 512, torch.float32),
+                ("f32, 8 groups of 16, 1024x1024", 8, 16, torch.float32),
+                ("bf16, 8 groups of 512, 1024x1024", 8, 512, torch.bfloat16),
+            )
+        }
+    one, eight = (cases[f"f32, {n} of 512, 1024x1024"] for n in ("1 group", "8 groups"))
     ratios = {
         "one group / torch.mm (>= 1)": (one["ours [G,N,K]"] / one["torch.mm loop"], 1.0),
         "8 groups / torch.mm loop (>= 1)": (eight["ours [G,N,K]"] / eight["torch.mm loop"], 1.0),
@@ -81,6 +101,16 @@ def main() -> int:
     }
     for name, (ratio, least) in ratios.items():
         print(f"{name:40} {ratio:5.2f}  {'ok' if ratio >= least else 'MISSED'}")
+    if arguments.json is not None:
+        versions = {"grouped": __version__, "torch": torch.__version__, "jax": jax.__version__}
+        found = {
+            "unit": "GFLOP/s, one thread, best of interleaved repeats",
+            "processor": _processor(),
+            "versions": versions,
+            "cases": {name: {k: round(v, 1) for k, v in case.items()} for name, case in cases.items()},
+            "ratios": {name: round(ratio, 2) for name, (ratio, _) in ratios.items()},
+        }
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
     return 0 if all(ratio >= least for ratio, least in ratios.values()) else 1
 
 

@@ -13,7 +13,6 @@ import sys
 import time
 
 import torch
-
 from benchmarks import machine, plan
 from benchmarks.peers import registry
 from benchmarks.peers.base import Peer

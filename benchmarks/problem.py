@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 MAX_SETS = 8
+_ABSENT = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -28,27 +30,27 @@ class Case:
 
     @property
     def id(self) -> str:
+        """Its name in a results file."""
         return f"{self.shape.name}/{self.op}/{self.draw}/{self.dtype}"
 
 
 @dataclass
 class InputSet:
-    """Tensors of one set; those that the operation does not read are absent."""
+    """Tensors of one set; those that the operation does not read are empty."""
 
-    x: Tensor | None = None  # [T, K], or h [T, N] of an activation
-    w: Tensor | None = None  # [G, N, K]
-    dy: Tensor | None = None  # [T, N], or [T, N/2] of an activation
+    x: Tensor = _ABSENT  # [T, K], or h [T, N] of an activation
+    w: Tensor = _ABSENT  # [G, N, K]
+    dy: Tensor = _ABSENT  # [T, N], or [T, N/2] of an activation
     views: dict[str, Any] = field(default_factory=dict)  # the same memory as other frameworks see it
 
     @cached_property
     def wk(self) -> Tensor:
         """[G, K, N]: how JAX stores the weight."""
-        if self.w is None:
-            raise AttributeError("this operation reads no weight.")
         return self.w.transpose(1, 2).contiguous()
 
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.x, self.w, self.dy) if t is not None)
+        """Of the tensors that are there."""
+        return sum(t.numel() * t.element_size() for t in (self.x, self.w, self.dy))
 
 
 class Problem:
@@ -63,6 +65,7 @@ class Problem:
         self.sizes = torch.tensor(self.sizes_host, dtype=torch.int32, device=device)
         self.ends = torch.cumsum(self.sizes, 0, dtype=torch.int32)
         self.starts = torch.cat([torch.zeros_like(self.ends[:1]), self.ends])  # [G + 1]
+        self._outputs: dict[tuple, Tensor] = {}
         self._generator = torch.Generator(device).manual_seed(seed_of(shape, f"data/{case.op}", case.seed))
         self.sets = [self._new_set()]
         # Several sets only where one could stay in the last-level cache from one call to the next.
@@ -72,6 +75,7 @@ class Problem:
 
     @property
     def work(self) -> Work:
+        """Arithmetic and bytes of one call."""
         return work(self.case.op, self.case.shape, self.sizes_host, self.dtype.itemsize)
 
     def set(self, i: int) -> InputSet:
@@ -80,14 +84,26 @@ class Problem:
 
     def spans(self) -> list[tuple[int, int]]:
         """First row and end of each group."""
-        bounds = [0]
-        for size in self.sizes_host:
-            bounds.append(bounds[-1] + size)
-        return list(zip(bounds[:-1], bounds[1:], strict=True))
+        return list(pairwise(accumulate(self.sizes_host, initial=0)))
 
-    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """An output: filled with NaN, so that an element that is never written is found."""
-        return torch.full(shape, float("nan"), dtype=dtype or self.dtype, device=self.device)
+    def output(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Memory for the result of that name. All peers write to the same: ten of them would not fit otherwise."""
+        key = (name, shape, dtype or self.dtype)
+        if key not in self._outputs:
+            self._outputs[key] = torch.empty(shape, dtype=key[2], device=self.device)
+        return self._outputs[key]
+
+    def y(self) -> Tensor:
+        """[T, N]."""
+        return self.output("y", self.T, self.N)
+
+    def dx(self) -> Tensor:
+        """[T, K]."""
+        return self.output("dx", self.T, self.K)
+
+    def dw(self, dtype: torch.dtype | None = None) -> Tensor:
+        """[G, N, K]."""
+        return self.output("dw", self.G, self.N, self.K, dtype=dtype)
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, dtype=self.dtype, device=self.device, generator=self._generator)
@@ -99,7 +115,7 @@ class Problem:
         if op == ACT_GRAD:
             return InputSet(x=self._normal(T, N), dy=self._normal(T, N // 2))
         return InputSet(
-            x=None if op == DGRAD else self._normal(T, K),
-            w=None if op in (WGRAD, WGRAD_ACC) else self._normal(G, N, K),
-            dy=None if op in (FWD, HOST) else self._normal(T, N),
+            x=_ABSENT if op == DGRAD else self._normal(T, K),
+            w=_ABSENT if op in (WGRAD, WGRAD_ACC) else self._normal(G, N, K),
+            dy=_ABSENT if op in (FWD, HOST) else self._normal(T, N),
         )

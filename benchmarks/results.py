@@ -43,6 +43,7 @@ class Results:
 
     @property
     def cases(self) -> dict[str, dict[str, Any]]:
+        """By id."""
         return self.data["cases"]
 
     def has(self, case_id: str, peers: list[str]) -> bool:

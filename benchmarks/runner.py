@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import torch
-
 from benchmarks import checking, machine, plan, stats, timing
 from benchmarks.operations import HOST_COSTS, Work
 from benchmarks.peers import registry
@@ -18,6 +17,10 @@ from benchmarks.problem import Case, Problem
 from benchmarks.results import Results, default_path
 
 _QUICK = timing.Plan(rounds=5, least=3, sample=2e-4, jax_sample=5e-4, share=0.02)
+
+
+class DeviceLost(Exception):
+    """A CUDA error that this process does not recover from."""
 
 
 class Runner:
@@ -55,7 +58,16 @@ class Runner:
                 print(f"budget of {self.arguments.budget:.0f} s used: {left} cases left; the same command goes on")
                 break
             begin = time.perf_counter()
-            record = self._case(case, results.data["copy_bytes_per_second"])
+            try:
+                record = self._case(case, results.data["copy_bytes_per_second"])
+            except DeviceLost:
+                self.wrong.append(f"{case.id}: the device no longer answers; run again to go on")
+                break
+            except Exception as error:  # the case is left out, and the exit code says so
+                print(f"  {case.id}: {_short(error)}", flush=True)
+                self.wrong.append(f"{case.id}: {_short(error)}")
+                self._free()
+                continue
             results.add(case.id, record)
             # One case that compiles must not end a run early, so what lasts is remembered but fades.
             longest = max(0.7 * longest, time.perf_counter() - begin)
@@ -142,7 +154,10 @@ class Runner:
             outputs = call.outputs(result) if call.checked else []
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
-            times, relative = checking.times_bound(problem, outputs, expected) if call.checked else (0.0, 0.0)
+            times = relative = 0.0
+            if call.checked:
+                times, relative = checking.times_bound(problem, outputs, expected, call.through)
+                del outputs
         except Skip as reason:
             return {**entry, "status": "skipped", "reason": str(reason)}, None
         except Exception as error:  # a peer that breaks must not end the run
@@ -158,7 +173,16 @@ class Runner:
         entry["status"] = "ok" if times <= 1 else "loose"
         return entry, timing.Timed(peer.name, call, peer.clock)
 
+    def _require_device(self) -> None:
+        """After a kernel that went astray every later call fails, and would be blamed on whoever made it."""
+        if self.device.type == "cuda":
+            try:
+                torch.cuda.synchronize()
+            except Exception as error:
+                raise DeviceLost from error
+
     def _failed(self, peer: Peer, problem: Problem, entry: dict[str, Any]) -> dict[str, Any]:
+        self._require_device()
         line = f"{problem.case.id} {peer.name} {entry['status']}: {entry['reason']}"
         print(f"  {line}", flush=True)
         if peer.role == OURS:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-
 from benchmarks.peers.base import EVENTS, Call
 
 

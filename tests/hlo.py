@@ -100,7 +100,7 @@ def faults(compiled: Any, buffers: Sequence[jax.Array]) -> dict[str, str]:
     parameters: dict[int, str] = {}
     for i in instructions(hlo):
         if i.in_entry and i.opcode == "parameter":
-            parameters[int(re.search(r"parameter\((\d+)\)", i.text)[1])] = i.shapes[0]
+            parameters[int(re.findall(r"parameter\((\d+)\)", i.text)[0])] = i.shapes[0]
         held = [n for n, shape in enumerate(i.shapes) if shape in shapes]
         if not held or i.opcode in PLUMBING:
             continue
@@ -145,7 +145,8 @@ def pointers(array: jax.Array) -> list[int]:
 
 def run_in_place(compiled: Any, buffers: Sequence[jax.Array], *rest: Any, steps: int = 5) -> tuple:
     """Runs the step again and again on its own buffers; the last results. Each must stay where it was."""
-    first, results = [pointers(b) for b in buffers], None
+    first = [pointers(b) for b in buffers]
+    results: tuple = ()
     for step in range(steps):
         results = compiled(*buffers, *rest)
         for n, old in enumerate(buffers):

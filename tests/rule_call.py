@@ -6,6 +6,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from numpy.typing import DTypeLike
 
 import grouped_core
 from core_call import LAYOUTS, Guarded, address, describe, in_order
@@ -75,7 +76,7 @@ class Call:
             memory.verify_unchanged(name)
 
 
-def put(name, shape, dtype=np.float32):
+def put(name, shape, dtype: DTypeLike = np.float32):
     return lambda call: call.put(name, np.ones(shape, dtype))
 
 

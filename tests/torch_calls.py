@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +22,16 @@ def to_torch(a: NDArray) -> torch.Tensor:
     return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if a.dtype == _BF16 else torch.from_numpy(a)
 
 
-def to_numpy(t: torch.Tensor) -> NDArray:
-    """A copy, bit for bit."""
+def to_numpy(t: torch.Tensor | None) -> NDArray:
+    """A copy, bit for bit. None is what .grad is where backward left nothing."""
+    if t is None:
+        raise AssertionError("there is no tensor, only None: did backward leave no gradient?")
     t = t.detach().clone().contiguous()
     return t.view(torch.int16).numpy().view(_BF16) if t.dtype == torch.bfloat16 else t.numpy()
 
 
-def leaves(inputs: dict[str, NDArray], without_grad: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
-    """The inputs as tensors that require grad, but for those named."""
+def leaves(inputs: dict[str, NDArray], without_grad: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The inputs as tensors that require grad, but for those named. Any: they are spread into calls as keywords."""
     return {name: to_torch(a).requires_grad_(name not in without_grad) for name, a in inputs.items()}
 
 
@@ -40,7 +44,7 @@ def _gradients(y: torch.Tensor, inputs: dict[str, torch.Tensor], dy: NDArray) ->
 
 
 def linear(
-    problem: LinearProblem, *, without_grad: tuple[str, ...] = (), sizes: object = None, **buffers: object
+    problem: LinearProblem, *, without_grad: tuple[str, ...] = (), sizes: Any = None, **buffers: Any
 ) -> dict[str, NDArray]:
     """y under "y", and every gradient that autograd got under the name of its argument."""
     inputs = leaves(problem.inputs, without_grad)
@@ -50,7 +54,7 @@ def linear(
 
 
 def activation(
-    problem: ActivationProblem, *, without_grad: tuple[str, ...] = (), sizes: object = None, **buffers: object
+    problem: ActivationProblem, *, without_grad: tuple[str, ...] = (), sizes: Any = None, **buffers: Any
 ) -> dict[str, NDArray]:
     """As `linear`."""
     inputs = leaves(problem.inputs, without_grad)

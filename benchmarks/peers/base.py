@@ -30,7 +30,7 @@ class Call:
 
     `run(i)` launches it on the i-th set of inputs and returns what it made. `outputs` turns that into torch tensors,
     the weight's gradients as [G, N, K]. `buffers` are outputs that it writes in place: filled with NaN before the
-    check, or with `initial` where it adds to what is there. `wait` blocks until a result is there, for frameworks
+    check, with `initial` where it adds to what is there, or `zeroed`. `wait` blocks until a result is there, for frameworks
     that have a stream of their own.
     """
 
@@ -41,6 +41,7 @@ class Call:
     zeroed: bool = False
     wait: Callable[[Any], Any] | None = None
     checked: bool = True
+    through: torch.dtype | None = None  # a narrower dtype that the result is rounded to on its way
     note: str = ""
 
     def reset(self) -> None:

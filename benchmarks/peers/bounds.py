@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D102 - the methods are named after the operations, which operations.py describes
 """What no grouped kernel is asked to beat: one dense product of the same arithmetic. It computes something else."""
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ class Dense(Peer):
     role = BOUND
 
     def fwd(self, p: Problem) -> Call:
-        out = p.empty(p.T, p.N)
+        out = p.y()
         return self._call(p, lambda s: torch.mm(s.x, s.w[0].t(), out=out))
 
     def dgrad(self, p: Problem) -> Call:
-        out = p.empty(p.T, p.K)
+        out = p.dx()
         return self._call(p, lambda s: torch.mm(s.dy, s.w[0], out=out))
 
     def wgrad(self, p: Problem) -> Call:
-        out = p.empty(p.N, p.K)
+        out = p.output("dense dw", p.N, p.K)
         return self._call(p, lambda s: torch.mm(s.dy.t(), s.x, out=out))
 
     wgrad_acc = wgrad
 
     def linear(self, p: Problem) -> Call:
-        y, dx, dw = p.empty(p.T, p.N), p.empty(p.T, p.K), p.empty(p.N, p.K)
+        y, dx, dw = p.y(), p.dx(), p.output("dense dw", p.N, p.K)
 
         def three(s: InputSet) -> None:
             torch.mm(s.x, s.w[0].t(), out=y)

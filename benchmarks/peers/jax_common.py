@@ -46,6 +46,7 @@ class JaxPeer(Peer):
     module = "jax"
 
     def missing(self, device: torch.device) -> str | None:
+        """Also where JAX has no GPU."""
         reason = super().missing(device)
         if reason is None and device.type == "cuda":
             import jax
@@ -98,5 +99,6 @@ def require_memory(p: Problem, needed: float) -> None:
     if p.device.type == "cuda":
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info()
-        if needed > 0.8 * free:
+        # XLA keeps what it once took, and torch needs the rest.
+        if needed > 0.5 * free:
             raise Skip(f"needs about {needed / 2**30:.0f} GiB of temporaries, {free / 2**30:.0f} GiB are free")

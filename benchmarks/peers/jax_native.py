@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D102 - the methods are named after the operations, which operations.py describes
 """JAX's own: jax.lax.ragged_dot and its gradients, and SwiGLU as XLA fuses it.
 
 ragged_dot runs with its default lowering: on a Hopper GPU its optional ones were slower or missing (jax 0.11).
@@ -63,7 +64,8 @@ class RaggedDot(JaxPeer):
 
         initial = jnp.copy(jnp.swapaxes(view(p, 0, "initial"), 1, 2))
         call = self.into(p, function, ("x", "dy", "sizes"), [initial])
-        call.note = "rounded to the inputs' dtype before the sum"
+        call.through = p.dtype
+        call.note = "rounded to 16 bits before the sum"
         return call
 
     def _gradient(self, p: Problem) -> Any:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D102 - the methods are named after the operations, which operations.py describes
 """This project through jax_grouped: jit around the public functions, buffers donated."""
 
 from __future__ import annotations

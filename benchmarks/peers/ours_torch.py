@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D102 - the methods are named after the operations, which operations.py describes
 """This project through torch_grouped, into buffers that are made once."""
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class TorchGrouped(Peer):
     def fwd(self, p: Problem) -> Call:
         from torch_grouped.functional import grouped_linear
 
-        out = p.empty(p.T, p.N)
+        out = p.y()
 
         def run(i: int) -> Tensor:
             s = p.set(i)
@@ -34,7 +35,7 @@ class TorchGrouped(Peer):
     def dgrad(self, p: Problem) -> Call:
         from torch_grouped.functional import grouped_linear
 
-        out = p.empty(p.T, p.K)
+        out = p.dx()
 
         def layer(s: InputSet) -> tuple[Tensor, Tensor]:
             x = torch.zeros_like(out).requires_grad_()  # dx does not depend on it
@@ -43,10 +44,10 @@ class TorchGrouped(Peer):
         return Call(_backward(p, layer, out), buffers=[out])
 
     def wgrad(self, p: Problem) -> Call:
-        return self._wgrad(p, p.empty(p.G, p.N, p.K), None)
+        return self._wgrad(p, p.dw(), None)
 
     def wgrad_acc(self, p: Problem) -> Call:
-        return self._wgrad(p, p.empty(p.G, p.N, p.K, dtype=torch.float32), p.initial)
+        return self._wgrad(p, p.dw(torch.float32), p.initial)
 
     def _wgrad(self, p: Problem, out: Tensor, initial: Tensor | None) -> Call:
         from torch_grouped.functional import grouped_linear
@@ -63,7 +64,7 @@ class TorchGrouped(Peer):
     def linear(self, p: Problem) -> Call:
         from torch_grouped.functional import grouped_linear
 
-        out, dx, dw = p.empty(p.T, p.N), p.empty(p.T, p.K), p.empty(p.G, p.N, p.K)
+        out, dx, dw = p.y(), p.dx(), p.dw()
         leaves = [(s.x.detach().requires_grad_(), s.w.detach().requires_grad_(), s.dy) for s in p.sets]
 
         def run(i: int) -> list[Tensor]:
@@ -93,13 +94,13 @@ class TorchGrouped(Peer):
     def act(self, p: Problem) -> Call:
         from torch_grouped.functional import grouped_activation
 
-        out = p.empty(p.T, p.N // 2)
+        out = p.output("y", p.T, p.N // 2)
         return Call(lambda i: grouped_activation(p.set(i).x, p.sizes, out=out), buffers=[out])
 
     def act_grad(self, p: Problem) -> Call:
         from torch_grouped.functional import grouped_activation
 
-        out = p.empty(p.T, p.N)
+        out = p.output("dx", p.T, p.N)
 
         def layer(s: InputSet) -> tuple[Tensor, Tensor]:
             h = s.x.detach().requires_grad_()

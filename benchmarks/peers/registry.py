@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from benchmarks.peers.base import Peer
 from benchmarks.peers.bounds import Dense
-from benchmarks.peers.deep_gemm import DeepGemm, DeepGemmPadding
+from benchmarks.peers.deepgemm import DeepGemm, DeepGemmPadding
 from benchmarks.peers.jax_native import RaggedDot, XlaActivation
 from benchmarks.peers.ours_jax import JaxGrouped
 from benchmarks.peers.ours_torch import TorchGrouped
-from benchmarks.peers.quack import CONFIGS, Quack, QuackDefault
+from benchmarks.peers.quack_gemm import CONFIGS, Quack, QuackDefault
 from benchmarks.peers.torch_native import MmLoop, TorchActivation, TorchGroupedMm
 
 

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D102 - the methods are named after the operations, which operations.py describes
 """PyTorch's own: grouped_mm, and a loop of torch.mm over the groups on one stream or four."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch.nn.functional as F
 
@@ -10,7 +13,7 @@ from benchmarks.peers.base import Call, Peer, Skip
 from benchmarks.problem import Problem
 from torch import Tensor
 
-_grouped_mm = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
+_grouped_mm: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
 
 
 class TorchGroupedMm(Peer):
@@ -35,12 +38,12 @@ class TorchGroupedMm(Peer):
         return Call(lambda i: _grouped_mm(p.set(i).dy.t(), p.set(i).x, offs=p.ends))
 
     def wgrad_acc(self, p: Problem) -> Call:
-        main = p.empty(p.G, p.N, p.K, dtype=torch.float32)
+        main = p.dw(torch.float32)
 
         def run(i: int) -> Tensor:
             return main.add_(_grouped_mm(p.set(i).dy.t(), p.set(i).x, offs=p.ends))
 
-        return Call(run, buffers=[main], initial=p.initial, note="rounded to the inputs' dtype before the sum")
+        return Call(run, buffers=[main], initial=p.initial, through=p.dtype, note="rounded to 16 bits before the sum")
 
     def linear(self, p: Problem) -> Call:
         leaves = [(s.x.detach().requires_grad_(), s.w.detach().requires_grad_(), s.dy) for s in p.sets]
@@ -67,7 +70,7 @@ class MmLoop(Peer):
         self.devices = ("cuda", "cpu") if streams == 1 else ("cuda",)
 
     def fwd(self, p: Problem) -> Call:
-        out = p.empty(p.T, p.N)
+        out = p.y()
 
         def one(i: int, g: int, rows: slice) -> None:
             s = p.set(i)
@@ -78,7 +81,7 @@ class MmLoop(Peer):
     host = fwd
 
     def dgrad(self, p: Problem) -> Call:
-        out = p.empty(p.T, p.K)
+        out = p.dx()
 
         def one(i: int, g: int, rows: slice) -> None:
             s = p.set(i)
@@ -87,7 +90,7 @@ class MmLoop(Peer):
         return self._loop(p, one, out)
 
     def wgrad(self, p: Problem) -> Call:
-        out = p.empty(p.G, p.N, p.K)
+        out = p.dw()
 
         def one(i: int, g: int, rows: slice) -> None:
             s = p.set(i)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -49,17 +51,21 @@ def forward(h, sizes, kind, gate_layout="concatenated", row_scale=None, tail=Tai
     return run(Op.ACTIVATION, arrays, num_threads=threads, **options)["out"]
 
 
-def gradient(h, dy, sizes, kind, gate_layout="concatenated", row_scale=None, tail=Tail.KEEP, clamp=None, **more):
+def gradient(
+    h, dy, sizes, kind, gate_layout="concatenated", row_scale=None, tail=Tail.KEEP, clamp=None, **more
+) -> tuple[Any, Any]:
     """(dh, d_row_scale or None)"""
     S = sum(sizes) if tail == Tail.KEEP else None
-    wants = row_scale is not None and more.get("wants_scale", True)
+    d_row_scale = None
+    if row_scale is not None and more.get("wants_scale", True):
+        d_row_scale = poisoned(h.shape[:1], row_scale.dtype, S)
     arrays = {
         "h": h,
         "dy": dy,
         "group_sizes": sizes_of(sizes)[0],
         "row_scale": row_scale,
         "dh": poisoned(h.shape, h.dtype, S),
-        "d_row_scale": poisoned(h.shape[:1], row_scale.dtype, S) if wants else None,
+        "d_row_scale": d_row_scale,
     }
     options = options_of(kind, gate_layout, clamp, tail=int(tail))
     found = run(Op.ACTIVATION_GRAD, arrays, num_threads=more.get("num_threads", 1), **options)

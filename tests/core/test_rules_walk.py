@@ -39,7 +39,7 @@ def way_out(op, layout, name, letters):
     return text + (f" Pass {name}=None to do without it." if (op, name) in OPTIONAL_BUFFERS else "")
 
 
-def sentence(op, layout, name, letters, bound, dtype, got):
+def sentence(op, layout, name, letters: str, bound, dtype, got):
     """What a wrong shape or dtype is told; `bound` are the letters that arguments before it have set."""
     dims = ", ".join({"H": "2F"}.get(c, c) + (f"={LETTERS[c]}" if c in bound else "") for c in letters)
     buffer = BUFFER if name in BUFFERS else ""

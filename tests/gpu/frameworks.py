@@ -35,6 +35,12 @@ def from_torch(t: torch.Tensor) -> np.ndarray:
     return t.numpy()
 
 
+def grad_of(t: torch.Tensor) -> torch.Tensor:
+    if t.grad is None:
+        raise AssertionError("backward left no gradient in a tensor that should have one")
+    return t.grad
+
+
 def to_jax(a: np.ndarray) -> jax.Array:
     return jnp.array(a)
 
@@ -78,7 +84,7 @@ def torch_gradients(function: Callable[..., torch.Tensor], arguments: list[np.nd
 
 def jax_gradients(function: Callable[..., jax.Array], arguments: list[np.ndarray | None], dy: np.ndarray) -> list:
     """The same through jax.jit."""
-    present = [i for i, a in enumerate(arguments) if a is not None]
+    present = {i: a for i, a in enumerate(arguments) if a is not None}
 
     def on_present(*given):
         full: list[Any] = [None] * len(arguments)
@@ -91,7 +97,7 @@ def jax_gradients(function: Callable[..., jax.Array], arguments: list[np.ndarray
         y, pull = jax.vjp(on_present, *given)
         return y, pull(cotangent)
 
-    y, found = both(tuple(to_jax(arguments[i]) for i in present), to_jax(dy))
+    y, found = both(tuple(to_jax(a) for a in present.values()), to_jax(dy))
     gradients: list[Any] = [None] * len(arguments)
     for i, g in zip(present, found, strict=True):
         gradients[i] = g

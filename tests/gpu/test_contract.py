@@ -41,7 +41,7 @@ def _linear_reference(d, layout, with_scale):
     scale = d["row_scale"] if with_scale else None
     back = "gkn" if layout == "gnk" else "gnk"
     dz = dy.copy()
-    if with_scale:
+    if scale is not None:
         # A stored tensor: one product in the accumulator, rounded once.
         accumulator = np.float64 if dy.dtype == np.float64 else np.float32
         dz[:S] = (dy[:S].astype(accumulator) * scale[:S, None].astype(accumulator)).astype(dy.dtype)

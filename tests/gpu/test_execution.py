@@ -10,7 +10,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from frameworks import Guarded, from_jax, from_torch, to_jax, to_torch
+from frameworks import Guarded, from_jax, from_torch, grad_of, to_jax, to_torch
 
 import jax
 import jax_grouped
@@ -36,7 +36,7 @@ def test_no_synchronisation(rng):
         functional.grouped_linear(x, w, sizes).backward(dy)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert bool(torch.isfinite(x.grad).all())
+    assert bool(torch.isfinite(grad_of(x)).all())
 
 
 def test_host_sizes_are_uploaded_and_refused_during_capture(rng):
@@ -83,7 +83,7 @@ def test_cuda_graph_replays_with_new_sizes(rng):
         assert bool((dgrad.tensor[S:] == SENTINEL).all())
         back = reference.grouped_mm(dy, w, new, layout="gkn")
         assert_close(from_torch(dgrad.tensor[:S]), _rows(back, S), w.shape[1])
-        assert_close(from_torch(layer.weight.grad), reference.grouped_wgrad(x, dy, new), max(new))
+        assert_close(from_torch(grad_of(layer.weight)), reference.grouped_wgrad(x, dy, new), max(new))
         out.check()
         dgrad.check()
 
@@ -193,7 +193,7 @@ def test_many_groups(rng, G):
     y = functional.grouped_linear(to_torch(x), layer_w, to_torch(sizes))
     y.backward(to_torch(dy))
     assert_close(from_torch(y), reference.grouped_mm(x, w, sizes), K)
-    assert_close(from_torch(layer_w.grad), reference.grouped_wgrad(x, dy, sizes), 4)
+    assert_close(from_torch(grad_of(layer_w)), reference.grouped_wgrad(x, dy, sizes), 4)
 
 
 def test_repeatable_beside_a_busy_stream(rng):
@@ -209,7 +209,7 @@ def test_repeatable_beside_a_busy_stream(rng):
         xt.grad = wt.grad = None
         y = functional.grouped_linear(xt, wt, sizes)
         y.backward(dyt)
-        now = [from_torch(t) for t in (y, xt.grad, wt.grad)]
+        now = [from_torch(t) for t in (y, grad_of(xt), grad_of(wt))]
         first = first or now
         for what, a, b in zip(("y", "dx", "dW"), first, now, strict=True):
             assert_bits(a, b, what)
@@ -231,9 +231,9 @@ def test_more_than_2_to_31_elements():
     dy = torch.randn(T, N, device="cuda", dtype=torch.bfloat16, generator=generator)
     w.requires_grad_()
     functional.grouped_linear(x, w, sizes).backward(dy)
-    whole = w.grad[1].clone()
+    whole = grad_of(w)[1].clone()
     w.grad = None
     functional.grouped_linear(x[-1001:].contiguous(), w, torch.tensor([0, 1001], device="cuda")).backward(
         dy[-1001:].contiguous()
     )
-    assert torch.equal(whole, w.grad[1])
+    assert torch.equal(whole, grad_of(w)[1])

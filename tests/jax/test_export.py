@@ -33,7 +33,7 @@ def with_all_gradients(x, weight, sizes, bias, row_scale, dy):
     return y, *pull_back(dy)
 
 
-def arguments_of(p: LinearProblem) -> list[np.ndarray]:
+def arguments_of(p: LinearProblem) -> list[np.ndarray | None]:
     return [p.x, p.weight, p.sizes, p.bias, p.row_scale, p.dy]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +44,7 @@ class Setting:
         wgrad = np.full(p.weight.shape, np.nan, DTYPES[wgrad_dtype or self.dtype])
         return [jnp.array(b, copy=True) for b in (*rows, wgrad)]
 
-    def assert_written(self, name: str, buffer: jax.Array) -> None:
+    def assert_written(self, name: str, buffer: jax.Array | np.ndarray) -> None:
         """The bits of the call without buffers, and the tail as the caller left it."""
         value, S = np.asarray(buffer), self.problem.S
         if name == "weight":
@@ -132,9 +133,9 @@ def test_scan_carries_the_buffers(rng) -> None:
     every = jnp.stack([sizes[::-1], jnp.zeros_like(sizes), sizes])
 
     def step(out, dgrad_out, wgrad_out, x, weight, every, target):
-        def body(carry, sizes):
-            *carry, value = train_step(*carry, x, weight, sizes, target)
-            return tuple(carry), value
+        def body(carry: tuple[Any, Any, Any], sizes):
+            *written, value = train_step(*carry, x, weight, sizes, target)
+            return tuple(written), value
 
         carry, values = jax.lax.scan(body, (out, dgrad_out, wgrad_out), every)
         return *carry, values

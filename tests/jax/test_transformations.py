@@ -6,6 +6,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,8 @@ from tolerances import assert_bits, assert_close
 HARD = BY_NAME["empty_middle"]
 
 
-def problem_of(rng, **options):
+def problem_of(rng, **options) -> Any:
+    """Any, because its arrays are numpy's, which JAX takes where the signatures say jax.Array."""
     return linear_problem(rng, HARD, "f32", **options)
 
 
@@ -47,7 +49,7 @@ def counted(call, *ops: Op) -> list[int]:
 def test_every_run_calls_the_core(rng) -> None:
     """One call per operation and run, so that a silent fallback would show."""
     p = problem_of(rng, bias=True, row_scale=False)
-    x, weight, bias, _, sizes = (None if a is None else jnp.asarray(a) for a in arguments_of(p))
+    x, weight, bias, _, sizes = jax.tree.map(jnp.asarray, arguments_of(p))
     forward = jax.jit(grouped_linear)
     backward = jax.jit(jax.grad(lambda x, w, b: grouped_linear(x, w, sizes, b).sum(), argnums=(0, 1, 2)))
     for _ in range(2):
@@ -156,7 +158,7 @@ def test_checkpoint(rng, remat, buffers) -> None:
 def test_scan_over_layers(rng) -> None:
     """Weights of several layers stacked, as scanned models hold them; gradients through all of them."""
     case = replace(HARD, N=HARD.K)
-    problems = [linear_problem(rng, case, "f64", bias=False, row_scale=False) for _ in range(3)]
+    problems: list[Any] = [linear_problem(rng, case, "f64", bias=False, row_scale=False) for _ in range(3)]
     weights, sizes = np.stack([p.weight for p in problems]), problems[0].sizes
     with jax.enable_x64(True):
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,9 @@ def test_linear_into_buffers(rng, dtype, target, layout, accumulate) -> None:
     out, dgrad_out = (poisoned_buffer(a.shape, dtype, S, SENTINEL) for a in (problem.dy, problem.x))
     wgrad_out = draw(rng, problem.weight.shape, target)
     from_jax = jax_calls.linear(problem, out, dgrad_out, wgrad_out, accumulate_wgrad=accumulate)
-    written = {n: torch_calls.to_torch(b) for n, b in (("dgrad_out", dgrad_out), ("wgrad_out", wgrad_out))}
+    written: dict[str, Any] = {
+        n: torch_calls.to_torch(b) for n, b in (("dgrad_out", dgrad_out), ("wgrad_out", wgrad_out))
+    }
     from_torch = torch_calls.linear(problem, out=torch_calls.to_torch(out), accumulate_wgrad=accumulate, **written)
     from_torch.update({name: torch_calls.to_numpy(b) for name, b in written.items()})
     # A JAX argument always has a cotangent, torch can leave it out.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import pytest
 from torch.utils.checkpoint import checkpoint
@@ -138,7 +139,7 @@ def test_modes_without_grad(problem, mode, with_out):
         y = grouped_linear(group_sizes=to_torch(problem.sizes), out=out, **inputs)
         assert not y.requires_grad
         assert_bits(to_numpy(y), expected)
-        if with_out:
+        if out is not None:
             assert y.data_ptr() == out.data_ptr()
 
 
@@ -172,7 +173,9 @@ def test_checkpoint_computes_again(problem, with_buffers):
     inputs, sizes, dy = leaves(problem.inputs), to_torch(problem.sizes), to_torch(problem.dy)
     plain = leaves(problem.inputs)
     grouped_linear(group_sizes=sizes, **plain).backward(dy)
-    buffers = {"out": torch.empty(problem.dy.shape), "dgrad_out": torch.empty(problem.x.shape)} if with_buffers else {}
+    buffers: dict[str, Any] = {}
+    if with_buffers:
+        buffers = {"out": torch.empty(problem.dy.shape), "dgrad_out": torch.empty(problem.x.shape)}
     x = inputs["x"]
 
     def layer(x):

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from typing import Any, cast
 
 import pytest
+from torch._dynamo.exc import TorchRuntimeError
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import torch
@@ -154,7 +156,8 @@ def test_activation(rng, kind, backend):
 @pytest.mark.parametrize("leading", [(40,), (4, 10)], ids=str)
 @pytest.mark.parametrize("with_out", [False, True], ids=["no_out", "out"])
 def test_module_through_aot(rng, with_out, leading):
-    module = GroupedLinear(HARD.G, HARD.K, HARD.N, fuse_wgrad_accumulation=True)
+    # Any: main_grad is the training loop's attribute, which nn.Parameter does not declare.
+    module = cast("Any", GroupedLinear(HARD.G, HARD.K, HARD.N, fuse_wgrad_accumulation=True))
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     x, sizes = to_torch(draw(rng, (*leading, HARD.K), "f32")), torch.tensor(HARD.sizes)
     found = []
@@ -263,7 +266,7 @@ BAD = [
 ]
 
 
-def bad_arguments(changes):
+def bad_arguments(changes) -> dict[str, Any]:
     return {
         "x": torch.ones(6, 4),
         "weight": torch.ones(2, 8, 4),
@@ -285,7 +288,7 @@ def test_mistakes_are_told_at_compile_time_in_the_cores_words(changes, message, 
         linear_layer(**arguments)
     compiled = torch.compile(linear_layer, fullgraph=True, backend=never, dynamic=dynamic)
     # Dynamo wraps what a fake kernel raises, and keeps its words.
-    with pytest.raises(torch._dynamo.exc.TorchRuntimeError, match=re.escape(message)):
+    with pytest.raises(TorchRuntimeError, match=re.escape(message)):
         compiled(**arguments)
 
 

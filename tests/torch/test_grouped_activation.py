@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def assert_expected(found, problem):
         assert_close(found[name], reference_pair, terms, what=name)
 
 
-def buffers_for(problem, dtype, **wanted):
+def buffers_for(problem, dtype, **wanted) -> dict[str, Any]:
     shapes = {"out": problem.dy.shape, "dgrad_out": problem.h.shape}
     return {
         name: to_torch(poisoned_buffer(shapes[name], dtype, problem.S, SENTINEL))

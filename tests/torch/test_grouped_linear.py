@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_layout = pytest.mark.parametrize("layout", ["gnk", "gkn"])
 HARD = BY_NAME["empty_middle"]  # a tail, empty groups, an odd N
-SUBSETS = [dict(zip(("out", "dgrad_out", "wgrad_out"), s, strict=True)) for s in product([False, True], repeat=3)]
+SUBSETS: list[dict[str, bool]] = [
+    dict(zip(("out", "dgrad_out", "wgrad_out"), s, strict=True)) for s in product([False, True], repeat=3)
+]
 
 
 def assert_expected(found, problem, **options):
@@ -31,7 +34,7 @@ def assert_expected(found, problem, **options):
         assert_close(found[name], reference_pair, terms, what=name)
 
 
-def buffers_for(problem, dtype, **wanted):
+def buffers_for(problem, dtype, **wanted) -> dict[str, Any]:
     shapes = {
         "out": problem.dy.shape,
         "dgrad_out": problem.x.shape,

@@ -33,7 +33,8 @@ def arguments_of(rng, dtype="f32"):
     x, weight, bias, row_scale = map(to_torch, linear.inputs.values())
     dy, sizes = to_torch(linear.dy), to_torch(linear.sizes)
     acted = activation_problem(rng, case, dtype, "clamped_swiglu")
-    h, scale, dact = to_torch(acted.h), to_torch(acted.row_scale), to_torch(acted.dy)
+    h, scale = map(to_torch, acted.inputs.values())
+    dact = to_torch(acted.dy)
 
     def new(like):
         return torch.full_like(like, 7)

@@ -379,4 +379,6 @@ def test_every_torch_dtype_has_the_cores_name():
         x = torch.ones(T, K).to(getattr(torch, dtype.partition(".")[2]))
         with pytest.raises(TypeError, match=rf"got \[6, 4\] {word}\.$"):
             grouped_linear(x, torch.ones(G, N, K), [3, 2])
-    assert describe(bf16(1))[2] == DType.BF16
+    described = describe(bf16(1))
+    assert described is not None
+    assert described[2] == DType.BF16

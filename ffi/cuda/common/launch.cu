@@ -18,7 +18,7 @@ int device_attribute(cudaDeviceAttr attribute, int device) {
 Status launch_status(cudaError_t error, int device) {
   if (error == cudaSuccess) return Status();
   (void)cudaGetLastError();
-  const std::string cause = std::string("grouped_mm: kernel launch failed: ") + cudaGetErrorString(error);
+  const std::string cause = std::string("launching a CUDA kernel failed: ") + cudaGetErrorString(error);
   const int major = device_attribute(cudaDevAttrComputeCapabilityMajor, device);
   if (major > 0 && major < kOldestMajor) {
     const int minor = device_attribute(cudaDevAttrComputeCapabilityMinor, device);

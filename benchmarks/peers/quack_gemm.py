@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D102 - the methods are named after the operations, which operations.py describes
 """QuACK (quack-kernels 0.4): three fixed configurations, because its tuner takes minutes over many shapes."""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 import torch
 from benchmarks.peers.base import Call, Peer
@@ -28,7 +31,7 @@ class Quack(Peer):
         self.name = f"QuACK {config}"
 
     def fwd(self, p: Problem) -> Call:
-        out, gemm = p.empty(p.T, p.N), self._gemm()
+        out, gemm = p.y(), self._gemm()
 
         def run(i: int) -> Tensor:
             s = p.set(i)
@@ -38,7 +41,7 @@ class Quack(Peer):
         return Call(run, buffers=[out])
 
     def dgrad(self, p: Problem) -> Call:
-        out, gemm = p.empty(p.T, p.K), self._gemm()
+        out, gemm = p.dx(), self._gemm()
 
         def run(i: int) -> Tensor:
             s = p.set(i)
@@ -48,7 +51,7 @@ class Quack(Peer):
         return Call(run, buffers=[out])
 
     def wgrad(self, p: Problem) -> Call:
-        out, gemm = p.empty(p.G, p.N, p.K), self._gemm()
+        out, gemm = p.dw(), self._gemm()
 
         def run(i: int) -> Tensor:
             s = p.set(i)
@@ -58,7 +61,7 @@ class Quack(Peer):
         return Call(run, buffers=[out])
 
     def wgrad_acc(self, p: Problem) -> Call:
-        out, gemm = p.empty(p.G, p.N, p.K, dtype=torch.float32), self._gemm()
+        out, gemm = p.dw(torch.float32), self._gemm()
 
         def run(i: int) -> Tensor:
             s = p.set(i)
@@ -68,14 +71,11 @@ class Quack(Peer):
         return Call(run, buffers=[out], initial=p.initial)
 
     def _gemm(self):
-        from quack.gemm_config import GemmConfig  # pyright: ignore[reportMissingImports]
-        from quack.gemm_interface import gemm_tuned  # pyright: ignore[reportMissingImports]
-
         tile_m, tile_n, pingpong = CONFIGS[self.config]
-        config = GemmConfig(
+        config = import_module("quack.gemm_config").GemmConfig(
             tile_m=tile_m, tile_n=tile_n, pingpong=pingpong, cluster_m=2, cluster_n=1, is_dynamic_persistent=False
         )
-        function = gemm_tuned.fn  # beneath the tuner
+        function = import_module("quack.gemm_interface").gemm_tuned.fn  # beneath the tuner
 
         def gemm(a: Tensor, b: Tensor, out: Tensor, **options: object) -> None:
             function(a, b, out, config=config, **options)
@@ -92,9 +92,8 @@ class QuackDefault(Peer):
     devices = ("cuda",)
 
     def host(self, p: Problem) -> Call:
-        from quack.gemm_interface import gemm  # pyright: ignore[reportMissingImports]
-
-        out, s = p.empty(p.T, p.N), p.set(0)
+        gemm = import_module("quack.gemm_interface").gemm
+        out, s = p.y(), p.set(0)
         weight = s.w.transpose(1, 2)
 
         def run(i: int) -> Tensor:

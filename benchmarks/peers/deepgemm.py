@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D102 - the methods are named after the operations, which operations.py describes
 """DeepGEMM (sgl-deep-gemm 0.1.5): groups padded to 128 rows with zeros beforehand; only useful rows count.
 
 The copy that pads is timed apart, as a part: whoever does not receive rows padded pays it in each call. Its weight
@@ -6,6 +7,8 @@ gradient adds to an fp32 target and takes the sizes from the host.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
 
 import torch
 from benchmarks.peers.base import PART, Call, Peer, Skip
@@ -55,21 +58,17 @@ class DeepGemm(Peer):
         return super().prepare(problem)
 
     def fwd(self, p: Problem) -> Call:
-        from deep_gemm import m_grouped_bf16_gemm_nt_contiguous  # pyright: ignore[reportMissingImports]
-
-        return self._rows(p, m_grouped_bf16_gemm_nt_contiguous, "x", p.N)
+        return self._rows(p, import_module("deep_gemm").m_grouped_bf16_gemm_nt_contiguous, "x", p.N)
 
     host = fwd
 
     def dgrad(self, p: Problem) -> Call:
-        from deep_gemm import m_grouped_bf16_gemm_nn_contiguous  # pyright: ignore[reportMissingImports]
-
-        return self._rows(p, m_grouped_bf16_gemm_nn_contiguous, "dy", p.K)
+        return self._rows(p, import_module("deep_gemm").m_grouped_bf16_gemm_nn_contiguous, "dy", p.K)
 
     def _rows(self, p: Problem, gemm, rows: str, columns: int) -> Call:
         padding = _Padding(p)
         padded = [padding.pad(getattr(s, rows)) for s in p.sets]
-        out = p.empty(padding.rows, columns)
+        out = p.output("padded", padding.rows, columns)
 
         def run(i: int) -> Tensor:
             gemm(padded[i % len(padded)], p.set(i).w, out, padding.group_of_row)
@@ -90,16 +89,15 @@ class DeepGemm(Peer):
         return call
 
     def _wgrad(self, p: Problem) -> Call:
-        from deep_gemm import k_grouped_bf16_gemm_tn_contiguous  # pyright: ignore[reportMissingImports]
-
+        gemm = import_module("deep_gemm").k_grouped_bf16_gemm_tn_contiguous
         padding = _Padding(p)
         padded = [(padding.pad(s.dy), padding.pad(s.x)) for s in p.sets]
         sizes = torch.tensor(padding.sizes, dtype=torch.int32, device=p.device)
-        out = p.empty(p.G, p.N, p.K, dtype=torch.float32)
+        out = p.dw(torch.float32)
 
         def run(i: int) -> Tensor:
             dy, x = padded[i % len(padded)]
-            k_grouped_bf16_gemm_tn_contiguous(dy, x, out, padding.sizes, sizes, out)
+            gemm(dy, x, out, padding.sizes, sizes, out)
             return out
 
         note = f"rows padded beforehand: {padding.rows / p.T:.3f} times as many; sizes on the host"

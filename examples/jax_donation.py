@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """JAX: the result and the input gradient in arrays that the caller donated. The buffers come back as results."""
 
+import jax
 import jax.numpy as jnp
 
-import jax
 from jax_grouped import grouped_linear
 
 

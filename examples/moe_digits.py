@@ -16,10 +16,10 @@ from pathlib import Path
 # Two frameworks share a GPU here, and JAX would take most of its memory at once. Read when jax is imported.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-import numpy as np
-
 import jax
+import numpy as np
 import torch
+
 from moe_digits import checks, config, data, report, weights
 from moe_digits.jax_model import JaxModel
 from moe_digits.plain_model import PlainModel

@@ -2,6 +2,7 @@
 """PyTorch: the result and the input gradient in tensors that the caller owns."""
 
 import torch
+
 from torch_grouped import GroupedLinear
 
 layer = GroupedLinear(3, 4, 5, bias=False)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+
 from grouped_core import Activation, Op, Tail, activation_options
 from jax_grouped import _operations as core
 from jax_grouped._calls import Array, check_arguments, result_type, vary_together

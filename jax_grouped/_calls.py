@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jax
 from grouped_core import CPU_DEVICE, NO_DATA, DType, Op, Options, check, check_symbolic, workspace_size
 
 Array = jax.Array

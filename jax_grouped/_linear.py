@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+
 from grouped_core import Op, Options, other_layout, weight_layout_code
 from jax_grouped import _operations as core
 from jax_grouped._calls import Array, accumulator, check_arguments, vary_together

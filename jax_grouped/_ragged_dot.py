@@ -6,9 +6,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-import jax
 from grouped_core import Op, Options, other_layout, weight_layout_code
 from jax_grouped import _operations as core
 from jax_grouped._calls import Array, check_arguments, result_type, vary_together

@@ -11,8 +11,9 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-import grouped_core
 import jax
+
+import grouped_core
 
 _OLDEST_JAXLIB = "0.9.1"  # the first whose FFI version is 0.3
 

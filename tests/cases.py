@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
 from tolerances import DTYPES
 
 SENTINEL = 7.0  # exact in every dtype

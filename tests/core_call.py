@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
+from cases import SENTINEL
+from tolerances import name_of
 
 import grouped_core
-from cases import SENTINEL
 from grouped_core import CPU_DEVICE, DType, Op, Options, Tail
-from tolerances import name_of
 
 LAYOUTS = ("gnk", "gkn")
 BUFFERS = frozenset({"out", "dh", "d_row_scale", "dgrad_out", "wgrad_out"})

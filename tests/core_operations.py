@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from cases import draw, poison_tail
 from core_call import poisoned, sizes_of
-from grouped_core import ACTIVATIONS, Op, activation_options
 from tolerances import DTYPES
+
+from grouped_core import ACTIVATIONS, Op, activation_options
 
 
 def every_operation(rng, case, dtype, magnitude=1.0):

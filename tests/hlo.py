@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import grouped_core
-import jax
 
 TARGETS = frozenset(grouped_core.xla_registrations(False, True))
 # What passes arrays on without making one. The computations that loops and calls run are searched as well.

@@ -6,13 +6,13 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-
-import jax
-from jax_grouped import grouped_activation, grouped_linear
 from problems import ActivationProblem, LinearProblem
+
+from jax_grouped import grouped_activation, grouped_linear
 
 
 def wide_enough(*arrays: NDArray | None) -> AbstractContextManager:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
-
 import reference
 from cases import Case, draw, poison_tail
+from numpy.typing import NDArray
 from tolerances import DTYPES, name_of
 
 Expected = dict[str, tuple[reference.Pair, int]]  # by name: (value, scale) and the number of terms

@@ -6,10 +6,10 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from core_call import LAYOUTS, Guarded, address, describe, in_order
 from numpy.typing import DTypeLike
 
 import grouped_core
-from core_call import LAYOUTS, Guarded, address, describe, in_order
 from grouped_core import Op, Options
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

@@ -7,10 +7,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
-
 import torch
+from numpy.typing import NDArray
 from problems import ActivationProblem, LinearProblem
+
 from torch_grouped.functional import grouped_activation, grouped_linear
 
 _BF16 = np.dtype(ml_dtypes.bfloat16)

@@ -7,13 +7,14 @@ backward has written since would be reported as modified.
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch.autograd.function import once_differentiable
+import inspect
+from typing import Any, ClassVar
 
 import torch
-from grouped_core import Activation
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from grouped_core import Activation
 from torch_grouped import _ops
 from torch_grouped._describe import accumulator
 
@@ -151,3 +152,25 @@ class GroupedActivationFunction(torch.autograd.Function):
         dscale = torch.zeros_like(row_scale) if ctx.needs_input_grad[2] else None
         _ops.activation_grad(h, dy.contiguous(), group_sizes, row_scale, dh, dscale, *ctx.choice, zero_tail)
         return dh, None, dscale, None, None, None, None, None, None, None
+
+
+class _BoundByPosition:
+    kwargs: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, args: tuple) -> None:
+        self.args = args
+
+    def apply_defaults(self) -> None:
+        """Nothing is left to a default."""
+
+
+class _SignatureByPosition(inspect.Signature):
+    """A signature that takes what it is given: torch binds one at each call, which costs more than the call."""
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        return super().bind(*args, **kwargs) if kwargs else _BoundByPosition(args)
+
+
+for _function in (GroupedLinearFunction, GroupedActivationFunction):
+    _signature = inspect.signature(_function.forward)
+    _function.forward.__signature__ = _SignatureByPosition(list(_signature.parameters.values()))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+
 from grouped_core import Activation, Op, Options, Tail, check, check_symbolic, run
 from torch_grouped._describe import current_stream, describe, describe_fake, new_workspace
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import torch
-from grouped_core import activation_options, weight_layout_code
 from torch import Tensor
+
+from grouped_core import activation_options, weight_layout_code
 from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction
 from torch_grouped._sizes import GroupSizes, on_device
 

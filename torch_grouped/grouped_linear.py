@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
 from torch_grouped._sizes import GroupSizes
 from torch_grouped.functional import grouped_linear
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from torch import Tensor
+
 from moe_digits import config as c
 from moe_digits.data import Split
 from moe_digits.jax_model import JaxModel, train_step
 from moe_digits.torch_model import TorchModel
-from torch import Tensor
 
 # Instructions that hand arrays on. What a call, a loop or a branch does is looked at inside it.
 _PLUMBING = ("parameter", "get-tuple-element", "tuple", "bitcast", "call", "while", "conditional")

@@ -11,10 +11,10 @@ import math
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jax
 from jax_grouped import grouped_activation, grouped_linear
 from moe_digits import config as c
 

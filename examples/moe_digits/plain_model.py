@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-import torch
 from moe_digits import config as c
 from moe_digits.torch_model import Adam, load_balance, route, rows_per_expert
-from torch import Tensor, nn
 
 
 class Expert(nn.Module):

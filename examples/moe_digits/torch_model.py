@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-import torch
 from moe_digits import config as c
-from torch import Tensor, nn
 from torch_grouped import GroupedLinear
 from torch_grouped.functional import grouped_activation
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 import reference
 from cases import CASES, draw, poison_tail
 from core_call import assert_tail, poisoned, run, sizes_of
-from grouped_core import ACTIVATIONS, Op, Tail, activation_options
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tolerances import DTYPES, assert_bits, assert_close
+
+from grouped_core import ACTIVATIONS, Op, Tail, activation_options
 
 # The operations behind one element (exp is a dozen, its result one ulp), each rounding once.
 TERMS = 16

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-import grouped_core
 from cases import BY_NAME
 from core_call import describe, in_order, run
 from core_operations import every_operation
+
+import grouped_core
 from grouped_core import Op, Options
 
 CALLS = {

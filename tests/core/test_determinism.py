@@ -12,12 +12,12 @@ import threading
 
 import numpy as np
 import pytest
-
 from cases import BY_NAME, CASES, draw, poison_tail
 from core_call import mm, poisoned, run, sizes_of, transposed, wgrad
 from core_operations import every_operation
-from grouped_core import Op
 from tolerances import DTYPES, assert_bits
+
+from grouped_core import Op
 
 by_dtype = pytest.mark.parametrize("dtype", list(DTYPES))
 by_case = pytest.mark.parametrize("case", CASES, ids=str)

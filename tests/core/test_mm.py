@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 import reference
 from cases import CASES, draw, poison_tail
 from core_call import LAYOUTS, assert_tail, mm, poisoned, sizes_of, transposed
-from grouped_core import Tail
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tolerances import DTYPES, assert_bits, assert_close
+
+from grouped_core import Tail
 
 NARROW = ("bf16", "f16")
 by_case = pytest.mark.parametrize("case", CASES, ids=str)

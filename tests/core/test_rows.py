@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 import reference
 from cases import CASES, draw, poison_tail
 from core_call import assert_tail, poisoned, run, sizes_of
-from grouped_core import Op, Tail
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tolerances import DTYPES, assert_bits, assert_close
+
+from grouped_core import Op, Tail
 
 by_case = pytest.mark.parametrize("case", CASES, ids=str)
 by_tail = pytest.mark.parametrize("tail", list(Tail), ids=lambda t: t.name.lower())

@@ -7,9 +7,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-
 from core_call import LAYOUTS, Guarded
-from grouped_core import NO_DATA, REQUIRES_GRAD, Op
 from rule_call import (
     BF16,
     BUFFER,
@@ -28,6 +26,8 @@ from rule_call import (
     shifted,
     strided,
 )
+
+from grouped_core import NO_DATA, REQUIRES_GRAD, Op
 
 # id, operation, layout, change, error, the whole message
 TABLE = [

@@ -7,10 +7,10 @@ import re
 
 import numpy as np
 import pytest
+from rule_call import LAUNCHED, OPTIONS, Call, G, K, N
 
 import grouped_core
 from grouped_core import Op, Options
-from rule_call import LAUNCHED, OPTIONS, Call, G, K, N
 
 OPTION_ROWS = [
     (Op.MM, {"weight_layout": 2}, "weight_layout must be from 0 to 1; got 2."),

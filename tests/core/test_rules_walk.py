@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from core_call import BUFFERS, LAYOUTS, Guarded
+from rule_call import BUFFER, COMPUTED, GKN, GNK, LETTERS, Call, flag, shifted, strided
 
 import grouped_core
-from core_call import BUFFERS, LAYOUTS, Guarded
 from grouped_core import REQUIRES_GRAD, Op
-from rule_call import BUFFER, COMPUTED, GKN, GNK, LETTERS, Call, flag, shifted, strided
 
 
 def walk():

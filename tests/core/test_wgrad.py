@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 import reference
 from cases import CASES, draw, poison_tail
 from core_call import LAYOUTS, poisoned, sizes_of, wgrad
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tolerances import DTYPES, assert_bits, assert_close
 
 by_case = pytest.mark.parametrize("case", CASES, ids=str)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from frameworks import Guarded, from_jax, from_torch, jax_gradients, to_jax, to_torch, torch_gradients
-
-import jax_grouped
 import reference
 import torch
 from cases import BY_NAME, CASES, SENTINEL, draw, poison_tail
+from frameworks import Guarded, from_jax, from_torch, jax_gradients, to_jax, to_torch, torch_gradients
 from tolerances import DTYPES, assert_bits, assert_close
+
+import jax_grouped
 from torch_grouped import functional
 
 ALIGNED = ("even", "empty_last", "crosses_tiles")

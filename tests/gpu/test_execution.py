@@ -8,16 +8,16 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
-from frameworks import Guarded, from_jax, from_torch, grad_of, to_jax, to_torch
-
-import jax
-import jax_grouped
 import reference
 import torch
 from cases import SENTINEL, draw
+from frameworks import Guarded, from_jax, from_torch, grad_of, to_jax, to_torch
 from tolerances import assert_bits, assert_close
+
+import jax_grouped
 from torch_grouped import GroupedLinear, functional
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import grouped_core
-import jax
 from cases import BY_NAME, SENTINEL
 from jax import export
-from jax_grouped import grouped_activation, grouped_linear, ragged_dot
 from problems import LinearProblem, linear_problem, poisoned_buffer
 from tolerances import assert_bits
+
+import grouped_core
+from jax_grouped import grouped_activation, grouped_linear, ragged_dot
 
 TARGETS = sorted(grouped_core.xla_registrations(False, True))
 ALLOWED = [export.DisabledSafetyCheck.custom_call(target) for target in TARGETS]

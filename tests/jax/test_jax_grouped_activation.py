@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-import pytest
-
 import jax
 import jax_calls
+import numpy as np
+import pytest
 from cases import BY_NAME, CASES, SENTINEL
-from jax_grouped import grouped_activation
 from problems import ACTIVATION_KINDS, GATE_LAYOUTS, activation_problem, poisoned_buffer
 from tolerances import DTYPES, assert_bits, assert_close
+
+from jax_grouped import grouped_activation
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 # A kind without a gate has one layout.

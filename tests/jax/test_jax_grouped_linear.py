@@ -6,14 +6,14 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+import jax_calls
 import numpy as np
 import pytest
-
-import jax_calls
 from cases import BY_NAME, CASES, SENTINEL, draw
-from jax_grouped import grouped_linear
 from problems import LinearProblem, is_narrow, linear_problem, poisoned_buffer
 from tolerances import DTYPES, assert_bits, assert_close
+
+from jax_grouped import grouped_linear
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)

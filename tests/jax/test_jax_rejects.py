@@ -6,16 +6,16 @@ from __future__ import annotations
 import re
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerances import DTYPES
 
 import grouped_core
-import jax
 from grouped_core import DType, Op
 from jax_grouped import grouped_activation, grouped_linear, ragged_dot
 from jax_grouped._registration import check_jaxlib, running_ffi_version
-from tolerances import DTYPES
 
 T, K, N, G = 6, 4, 8, 2
 GKN = ' The layout assumed is weight_layout="gkn"; "gnk" reads [G, N, K].'

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import jax_calls
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-
-import jax
-import jax_calls
 from cases import SENTINEL, Case
 from hlo import assert_in_place
-from jax_grouped import grouped_activation, grouped_linear, ragged_dot
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from problems import LinearProblem, activation_problem, linear_problem, poisoned_buffer
 from tolerances import DTYPES, assert_bits, assert_close
+
+from jax_grouped import grouped_activation, grouped_linear, ragged_dot
 
 CASE = Case("donated", 96, 40, 56, (30, 0, 50))
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import warnings
 
+import hlo
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import Case
+from problems import linear_problem
 
 import grouped_core
-import hlo
-import jax
-from cases import Case
 from grouped_core import Op
 from jax_grouped import grouped_linear
-from problems import linear_problem
 
 CASE = Case("planted", 96, 40, 56, (30, 0, 50))
 

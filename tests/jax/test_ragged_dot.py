@@ -6,17 +6,17 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import jax
 import reference
 from cases import BY_NAME, CASES, SENTINEL
 from jax_calls import wide_enough
-from jax_grouped import ragged_dot
 from problems import linear_problem, poisoned_buffer
 from tolerances import DTYPES, assert_bits, assert_close
+
+from jax_grouped import ragged_dot
 
 # Where lax.ragged_dot has something to multiply; test_result_and_gradients takes the empty cases too.
 SHARED_CASES = [c for c in CASES if c.K > 0 and c.G > 0 and c.T > 0 and c.N > 0]

@@ -8,20 +8,20 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import jax_calls
 import numpy as np
 import pytest
+from cases import BY_NAME, SENTINEL
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-
-import grouped_core
-import jax
-import jax_calls
-from cases import BY_NAME, SENTINEL
-from grouped_core import Op
-from jax_grouped import grouped_activation, grouped_linear, ragged_dot
 from problems import linear_problem, poisoned_buffer
 from tolerances import assert_bits, assert_close
+
+import grouped_core
+from grouped_core import Op
+from jax_grouped import grouped_activation, grouped_linear, ragged_dot
 
 HARD = BY_NAME["empty_middle"]
 

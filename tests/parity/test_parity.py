@@ -6,15 +6,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import jax_calls
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-import jax_calls
 import torch
 import torch_calls
 from cases import BY_NAME, CASES, SENTINEL, draw
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from problems import (
     ACTIVATION_KINDS,
     GATE_LAYOUTS,

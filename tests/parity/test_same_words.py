@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
-
-import jax
-import jax_grouped
 import torch_calls
 from jax_calls import wide_enough
 from tolerances import DTYPES
+
+import jax_grouped
 from torch_grouped import functional as torch_functional
 
 T, K, N, G = 6, 4, 8, 2

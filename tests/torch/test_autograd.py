@@ -7,14 +7,14 @@ import weakref
 from typing import Any
 
 import pytest
-from torch.utils.checkpoint import checkpoint
-
 import torch
 from cases import BY_NAME
-from grouped_core import Op, call_count
 from problems import activation_problem, linear_problem
 from tolerances import assert_bits
+from torch.utils.checkpoint import checkpoint
 from torch_calls import leaves, to_numpy, to_torch
+
+from grouped_core import Op, call_count
 from torch_grouped.functional import grouped_activation, grouped_linear
 
 HARD = BY_NAME["empty_middle"]

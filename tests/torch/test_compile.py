@@ -8,14 +8,14 @@ from itertools import product
 from typing import Any, cast
 
 import pytest
-from torch._dynamo.exc import TorchRuntimeError
-from torch._dynamo.testing import CompileCounterWithBackend
-
 import torch
 from cases import BY_NAME, SENTINEL, draw
 from problems import activation_problem, linear_problem, poisoned_buffer
 from tolerances import assert_bits
+from torch._dynamo.exc import TorchRuntimeError
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch_calls import leaves, to_numpy, to_torch
+
 from torch_grouped import GroupedLinear
 from torch_grouped.functional import grouped_activation, grouped_linear
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import torch
 import torch_calls
 from cases import BY_NAME, CASES, SENTINEL, draw
 from problems import is_narrow, linear_problem, poisoned_buffer
 from tolerances import DTYPES, assert_bits, assert_close
 from torch_calls import Witness, leaves, to_numpy, to_torch
+
 from torch_grouped.functional import grouped_linear
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)

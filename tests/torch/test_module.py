@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import torch
 from cases import BY_NAME, SENTINEL
 from problems import linear_problem, poisoned_buffer
 from tolerances import assert_bits, assert_close
 from torch_calls import to_numpy, to_torch
+
 from torch_grouped import GroupedLinear
 from torch_grouped.functional import grouped_linear
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import pytest
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
 import torch
 from cases import BY_NAME
 from problems import activation_problem, linear_problem
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch_calls import to_torch
+
+from grouped_core import Op, call_count
 
 OPS = torch.ops.grouped_ffi
 CLAMPED = (1, 0, 1.702, 7.0, 1.0)
@@ -145,5 +146,10 @@ def test_fake_kernel_runs_nothing(rng, name):
 @every_op
 def test_tensors_on_the_meta_device_are_checked_and_nothing_runs(rng, name):
     arguments = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments_of(rng)[name]]
-    with pytest.raises(ValueError, match="cpu"):
-        getattr(OPS, name).default(*arguments)
+    operator = getattr(OPS, name).default
+    before = [call_count(op) for op in Op]
+    operator(*arguments)
+    arguments[0] = arguments[0][None]
+    with pytest.raises(ValueError, match=r"must be \["):
+        operator(*arguments)
+    assert [call_count(op) for op in Op] == before

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import pytest
-
 import torch
+
 from grouped_core import DType, Op, Options, check
 from torch_grouped._describe import describe
 from torch_grouped.functional import grouped_activation, grouped_linear

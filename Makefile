@@ -9,8 +9,10 @@ NATIVE := $(shell find ffi cmake -type f) CMakeLists.txt pyproject.toml constrai
 PACKAGES := $(shell find jax_grouped torch_grouped -name '*.py')
 CXX_SOURCES := $(shell find ffi tests -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 WORKERS ?= auto
+BUDGET ?= 420
+OUT_JSON ?= benchmarks/results/gpu.json
 
-.PHONY: demo test test-jax lint format wheel bench-cpu gpu-package gpu-test clean
+.PHONY: demo test test-jax lint format wheel bench-cpu bench-smoke gpu-package gpu-test gpu-bench clean
 .DEFAULT_GOAL := demo
 
 # What is installed is a copy, so it is made anew when any source changes. torch is left out of the environment that
@@ -55,6 +57,11 @@ wheel: $(VENV)/dev
 bench-cpu: $(VENV)/all
 	$(BIN)/python benchmarks/cpu_micro.py
 
+# The benchmark runner where there is no GPU: small shapes, one thread.
+bench-smoke: $(VENV)/all
+	$(BIN)/python -m benchmarks run --device cpu --quick --fresh --out build/bench.json
+	$(BIN)/python -m benchmarks compare build/bench.json
+
 # The wheel and the sanitizer executable for a GPU machine, made where there is a compiler (no GPU is needed).
 gpu-package:
 	$(PYTHON) tests/gpu/package.py
@@ -62,6 +69,14 @@ gpu-package:
 # On the GPU machine: checks, then writes tests/gpu/record.json. Builds the package first if it is not there.
 gpu-test:
 	$(PYTHON) tests/gpu/run.py
+
+# On the GPU machine: the table against whatever peers are installed there. See benchmarks/protocol.md.
+gpu-bench:
+	$(PYTHON) tests/gpu/run.py --install-only
+	PYTHONPATH=.gpu/site:$$PYTHONPATH XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m benchmarks prebuild --budget 100
+	PYTHONPATH=.gpu/site:$$PYTHONPATH XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m benchmarks run \
+	  --budget $(BUDGET) --out $(OUT_JSON)
+	PYTHONPATH=.gpu/site:$$PYTHONPATH $(PYTHON) -m benchmarks compare $(OUT_JSON)
 
 clean:
 	rm -rf build dist .gpu $(VENV)

@@ -11,9 +11,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from benchmarks.operations import ACT, ACT_GRAD, DGRAD, FWD, HOST, HOST_LINEAR, LINEAR, WGRAD, WGRAD_ACC
 from benchmarks.problem import Problem
-from torch import Tensor
 
 # How many times the bound a peer may miss it and still be timed, with a mark. Splitting K in 16 bits, or rounding
 # between two operations, costs such factors; a wrong result costs hundreds. Ours may not miss it at all.

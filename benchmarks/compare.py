@@ -28,6 +28,7 @@ class Row:
     ours: float
     best: float
     best_name: str
+    spread: float  # of ours: interquartile range over median
     tflops: float
     dense: float | None  # time of the dense product
     bytes_bound: float
@@ -69,7 +70,8 @@ def rows(data: dict[str, Any], ours: str, against: list[str] | None = None) -> l
                 draw=case["draw"],
                 ours=mine,
                 best=rivals[best],
-                best_name=best,
+                best_name=best + ("~" if peers[best]["status"] == "loose" else ""),
+                spread=peers[ours]["us"].get("spread", 0.0),
                 tflops=0.0 if host else case["flops"] / mine * 1e-6,
                 dense=_median(peers.get("dense")),
                 bytes_bound=0.0 if host else case["bytes_bound_us"],
@@ -127,13 +129,18 @@ def unsound(data: dict[str, Any]) -> list[str]:
 
 def _table(table: list[Row]) -> None:
     width = max(len(row.case_id) for row in table)
-    print(f"{'case':{width}}  {'ours us':>10} {'TF/s':>7} {'ratio':>6} {'dense':>6} {'bytes':>6}  best peer")
+    head = ("ours us", "spread", "TF/s", "ratio", "dense", "bytes")
+    print(f"{'case':{width}}  " + " ".join(f"{title:>8}" for title in head) + "  best peer")
     for row in table:
-        tflops = f"{row.tflops:7.3g}" if row.tflops else f"{'':7}"
-        dense = f"{row.dense / row.ours:6.0%}" if row.dense else f"{'':6}"
-        bytes_bound = f"{row.bytes_bound / row.ours:6.0%}" if row.bytes_bound else f"{'':6}"
-        best = f"{row.best_name} {row.best:.4g} us"
-        print(f"{row.case_id:{width}}  {row.ours:10.2f} {tflops} {row.ratio:6.3f} {dense} {bytes_bound}  {best}")
+        columns = (
+            f"{row.ours:.2f}",
+            f"{row.spread:.1%}",
+            f"{row.tflops:.3g}" if row.tflops else "",
+            f"{row.ratio:.3f}",
+            f"{row.dense / row.ours:.0%}" if row.dense else "",
+            f"{row.bytes_bound / row.ours:.0%}" if row.bytes_bound else "",
+        )
+        print(f"{row.case_id:{width}}  " + " ".join(f"{c:>8}" for c in columns), f" {row.best_name} {row.best:.4g} us")
 
 
 def _print_means(title: str, table: list[Row]) -> None:
@@ -151,7 +158,7 @@ def compare(arguments: argparse.Namespace) -> int:
     table = rows(data, arguments.ours, arguments.against)
     if table:
         _table(table)
-        print("\ndense and bytes: time of the bound over ours; 100 % is the bound")
+        print("\ndense and bytes: time of the bound over ours, 100 % is the bound; ~: rounds more than once")
         _print_means(f"best peer's time over {arguments.ours}'s, geometric mean", table)
     jax = rows(data, JAX_OURS, [JAX_PEER])
     if jax and not arguments.against:

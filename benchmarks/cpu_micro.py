@@ -22,11 +22,11 @@ os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false " + os.environ.get
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-
-import jax
 import torch
+
 from grouped_core import __version__
 from torch_grouped import functional
 

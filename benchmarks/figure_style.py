@@ -73,6 +73,15 @@ def save(figure: Figure, path: Path, data: dict[str, Any]) -> Path:
     return path
 
 
+def top_legend(figure: Figure, handles: list[Any]) -> None:
+    """Above all panels, in as many rows as it takes."""
+    inches = [0.45 + 0.075 * len(str(handle.get_label())) for handle in handles]
+    columns = len(handles)
+    while columns > 1 and columns * max(inches) > figure.get_figwidth() and sum(inches) > figure.get_figwidth() - 0.3:
+        columns -= 1
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
+
+
 def draw_title(draw: str) -> str:
     """On one line."""
     return DRAW_TITLES[draw].replace("-\n", "").replace("\n", " ")

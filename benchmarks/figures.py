@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from benchmarks.figure_data import PEERS, cases_of, families_of, fastest, name_shapes, rate, shape_name
-from benchmarks.figure_style import COLORS, INK, OURS, draw_title
+from benchmarks.figure_style import COLORS, INK, OURS, draw_title, top_legend
 from benchmarks.operations import LINEAR, OPERATIONS
 
 _RAGGED = "jax.lax.ragged_dot"
@@ -48,7 +48,7 @@ def bars(data: dict[str, Any], op: str) -> Figure | None:
         Line2D([], [], color=INK, lw=1.6, label="one dense GEMM"),
         Line2D([], [], color=INK, lw=1.2, ls=(0, (2, 1.5)), label="every byte moved once"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2)
+    top_legend(figure, handles)
     return figure
 
 
@@ -85,8 +85,8 @@ def jax_before_after(data: dict[str, Any]) -> Figure | None:
         axes.set_ylabel("TFLOP/s")
         axes.set_title(f"JAX {op}: {OPERATIONS[op]} · even sizes")
         name_shapes(axes, cases, last=axes is panels[-1, 0] or not same)
-    handles = [Patch(color=COLORS[f], label=f) for f in (_RAGGED, "jax_grouped")]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    handles: list[Any] = [Patch(color=COLORS[f], label=f) for f in (_RAGGED, "jax_grouped")]
+    top_legend(figure, handles)
     return figure
 
 

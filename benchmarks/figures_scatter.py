@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.figure_data import PEERS, cases_of, families_of, fastest, rate, shape_name
-from benchmarks.figure_style import COLORS, DRAW_TITLES, INK, OURS
+from benchmarks.figure_style import COLORS, DRAW_TITLES, INK, OURS, top_legend
 
 _OPS = ("fwd", "dgrad", "wgrad", "wgrad_acc")
 _PEER_INK = "#C77700"
@@ -71,7 +71,7 @@ def roofline(data: dict[str, Any]) -> Figure | None:
         Line2D([], [], ls="", marker="_", ms=9, mew=1.8, color=_PEER_INK, label="best peer"),
         Line2D([], [], color=INK, lw=1.5, label=f"copy {bandwidth * 1e-9:.0f} GB/s, dense {top:.3g} TFLOP/s"),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2 if len(by_op) < 3 else 4)
+    top_legend(figure, handles)
     return figure
 
 
@@ -99,7 +99,7 @@ def skew(data: dict[str, Any]) -> Figure | None:
             axes.set_ylim(0, 1.08 * top or 1)
         panels[row, 0].set_ylabel("TFLOP/s of useful work")
     handles = [Line2D([], [], color=COLORS[f], marker="o", lw=1.8, label=f) for f in families]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    top_legend(figure, handles)
     return figure
 
 

@@ -147,6 +147,6 @@ class Sensors:
         for name, reading in readings.items():
             try:
                 found[name] = reading()
-            except nvml.NVMLError:
+            except Exception:  # one that this driver or binding does not know leaves the others
                 continue
         return found

@@ -43,8 +43,8 @@ def _default(dtype: str, device: str, seed: int) -> list[Case]:
         (_SEPARATE, (ZIPF,), main),
         ((ops.WGRAD_ACC,), (EVEN, ZIPF), main),
         (_SEPARATE, other_draws, skewed),
-        ((ops.LINEAR,), (EVEN, ZIPF), main if gpu else skewed),
         (ops.ACTIVATIONS, (EVEN,), skewed),
+        ((ops.LINEAR,), (EVEN, ZIPF), main if gpu else skewed),
     ]
     found = []
     for operations, draws, shapes in steps:

@@ -13,6 +13,7 @@ import sys
 import time
 
 import torch
+
 from benchmarks import machine, plan
 from benchmarks.peers import registry
 from benchmarks.peers.base import Peer
@@ -31,8 +32,8 @@ def _items(arguments: argparse.Namespace, device: torch.device) -> list[tuple[Pe
     return list(found.values())
 
 
+@torch.no_grad()
 def _work(items: list[tuple[Peer, Case]], device: torch.device) -> None:
-    torch.set_grad_enabled(False)
     for peer, case in items:
         begin = time.perf_counter()
         try:

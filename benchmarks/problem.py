@@ -9,9 +9,10 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from benchmarks.operations import ACT, ACT_GRAD, DGRAD, FWD, HOST, HOST_COSTS, WGRAD, WGRAD_ACC, Work, work
 from benchmarks.shapes import Shape, draw_sizes, seed_of
-from torch import Tensor
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 MAX_SETS = 8

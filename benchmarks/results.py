@@ -21,6 +21,7 @@ class Results:
     def __init__(self, path: Path, head: dict[str, Any]) -> None:
         self.path = path
         self.data: dict[str, Any] = {"format": FORMAT, **head, "cases": {}}
+        self._lines: dict[str, str] = {}
 
     @classmethod
     def open(cls, path: Path, head: dict[str, Any], fresh: bool = False) -> Results:
@@ -53,14 +54,24 @@ class Results:
     def add(self, case_id: str, record: dict[str, Any]) -> None:
         """Puts a case in and saves the file."""
         self.cases[case_id] = record
+        self._lines.pop(case_id, None)
         self.save()
 
     def save(self) -> None:
         """Atomically: a run that is killed leaves the file of the case before."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.data, indent=1) + "\n")
+        part.write_text(self._text())
         os.replace(part, self.path)
+
+    def _text(self) -> str:
+        """JSON with a line for each case, each encoded once: a file that grows by a case is not made anew."""
+        head = json.dumps({k: v for k, v in self.data.items() if k != "cases"}, indent=1)
+        for case_id, record in self.cases.items():
+            if case_id not in self._lines:
+                self._lines[case_id] = f"  {json.dumps(case_id)}: {json.dumps(record)}"
+        cases = ",\n".join(self._lines[case_id] for case_id in self.cases)
+        return head.removesuffix("\n}") + f',\n "cases": {{\n{cases}\n }}\n}}\n'
 
 
 def load(path: Path) -> dict[str, Any]:

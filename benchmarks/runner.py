@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import torch
+
 from benchmarks import checking, machine, plan, stats, timing
 from benchmarks.operations import HOST_COSTS, Work
 from benchmarks.peers import registry
@@ -35,9 +36,10 @@ class Runner:
         self.wrong: list[str] = []
         self.peers: list[Peer] = []
 
+    @torch.no_grad()
     def run(self) -> int:
         """0 unless one of ours is wrong or fails."""
-        torch.set_grad_enabled(False)
+        torch.set_float32_matmul_precision("highest")  # of the reference: an image may have chosen TF32
         head = machine.describe(self.device)
         path = self.arguments.out or default_path(head)
         results = Results.open(path, head, self.arguments.fresh)
@@ -134,8 +136,7 @@ class Runner:
     def _time(self, case: Case, timed: list[timing.Timed], power: dict[str, float]) -> None:
         if case.op in HOST_COSTS:
             calls, repeats = (5, 5) if self.arguments.quick else (50, 15)
-            for t in timed:
-                timing.host_cost(t, self.device, calls, repeats)
+            timing.host_cost(timed, self.device, calls, repeats)
             return
         timing.warm_up(self.device, 0.1)
         watch = timing.Stopwatch(self.device, self.plan, case.seed)

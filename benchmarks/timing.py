@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+
 from benchmarks.peers.base import EVENTS, Call
 
 
@@ -127,21 +128,22 @@ class Stopwatch:
             torch.cuda.synchronize()
 
 
-def host_cost(t: Timed, device: torch.device, calls: int, repeats: int) -> None:
+def host_cost(timed: list[Timed], device: torch.device, calls: int, repeats: int) -> None:
     """Seconds of host time a call takes to return, on a device that is idle when each run of calls begins.
 
     Short runs, so that the queue of launches never fills and makes the host wait for the device.
     """
-    for _ in range(repeats + 2):
-        begin = time.perf_counter()
-        result = t.launch(calls)
-        seconds = (time.perf_counter() - begin) / calls
-        if t.call.wait is not None:
-            t.call.wait(result)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        t.samples.append(seconds)
-    del t.samples[:2]  # warm-up
+    for index in range(repeats + 2):
+        for t in timed:
+            begin = time.perf_counter()
+            result = t.launch(calls)
+            seconds = (time.perf_counter() - begin) / calls
+            if t.call.wait is not None:
+                t.call.wait(result)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if index >= 2:  # the first two warm up
+                t.samples.append(seconds)
 
 
 def warm_up(device: torch.device, seconds: float) -> None:

@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from benchmarks.problem import Case, Problem
 from torch import Tensor
+
+from benchmarks.problem import Case, Problem
 
 OURS, PEER, BOUND, PART = "ours", "peer", "bound", "part"
 EVENTS, HOST_CLOCK = "cuda events", "host clock"
@@ -30,8 +31,8 @@ class Call:
 
     `run(i)` launches it on the i-th set of inputs and returns what it made. `outputs` turns that into torch tensors,
     the weight's gradients as [G, N, K]. `buffers` are outputs that it writes in place: filled with NaN before the
-    check, with `initial` where it adds to what is there, or `zeroed`. `wait` blocks until a result is there, for frameworks
-    that have a stream of their own.
+    check, with `initial` where it adds to what is there, or `zeroed`. `wait` blocks until a result is there, for
+    frameworks that have a stream of their own.
     """
 
     run: Callable[[int], Any]

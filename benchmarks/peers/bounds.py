@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: D102 - the methods are named after the operations, which operations.py describes
+
 """What no grouped kernel is asked to beat: one dense product of the same arithmetic. It computes something else."""
 
 from __future__ import annotations
 
 import torch
+
 from benchmarks.peers.base import BOUND, Call, Peer
 from benchmarks.problem import InputSet, Problem
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: D102 - the methods are named after the operations, which operations.py describes
+
 """DeepGEMM (sgl-deep-gemm 0.1.5): groups padded to 128 rows with zeros beforehand; only useful rows count.
 
 The copy that pads is timed apart, as a part: whoever does not receive rows padded pays it in each call. Its weight
@@ -11,9 +11,10 @@ from __future__ import annotations
 from importlib import import_module
 
 import torch
+from torch import Tensor
+
 from benchmarks.peers.base import PART, Call, Peer, Skip
 from benchmarks.problem import Case, Problem
-from torch import Tensor
 
 _ALIGNMENT = 128
 

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from benchmarks.peers.base import HOST_CLOCK, Call, Peer, Skip
 from benchmarks.problem import Problem
-from torch import Tensor
 
 
 def view(p: Problem, i: int, name: str) -> Any:
@@ -39,6 +41,17 @@ def _wait(result: Any) -> None:
     jax.block_until_ready(result)
 
 
+@cache
+def _jit(function: Callable, donated: tuple[int, ...]) -> Callable:
+    """One for each function, so that sizes drawn anew on a known shape compile nothing.
+
+    It lives as long as the process: a function must not hold on to a problem's data.
+    """
+    import jax
+
+    return jax.jit(function, donate_argnums=donated)
+
+
 class JaxPeer(Peer):
     """A JAX function under jit."""
 
@@ -57,17 +70,12 @@ class JaxPeer(Peer):
 
     def call(self, p: Problem, function: Callable, names: tuple[str, ...]) -> Call:
         """`function` under jit, on the named inputs."""
-        import jax
-
-        compiled = jax.jit(function)
+        compiled = _jit(function, ())
         return self._call(p, lambda i: compiled(*(view(p, i, n) for n in names)))
 
     def into(self, p: Problem, function: Callable, names: tuple[str, ...], buffers: list[Any]) -> Call:
         """The same with buffers after the inputs, donated; its results are the buffers of the next call."""
-        import jax
-
-        first = len(names)
-        compiled = jax.jit(function, donate_argnums=tuple(range(first, first + len(buffers))))
+        compiled = _jit(function, tuple(range(len(names), len(names) + len(buffers))))
         held = list(buffers)
 
         def run(i: int) -> list[Any]:
@@ -75,6 +83,12 @@ class JaxPeer(Peer):
             return held
 
         return self._call(p, run)
+
+    def initial(self, p: Problem) -> Any:
+        """What a gradient is added to, as XLA's own: [G, K, N]."""
+        import jax.numpy as jnp
+
+        return jnp.copy(jnp.swapaxes(view(p, 0, "initial"), 1, 2))
 
     def _call(self, p: Problem, run: Callable[[int], Any]) -> Call:
         _ready(p)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: D102 - the methods are named after the operations, which operations.py describes
+
 """This project through torch_grouped, into buffers that are made once."""
 
 from __future__ import annotations
@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
 from benchmarks.peers.base import OURS, Call, Peer
 from benchmarks.problem import InputSet, Problem
-from torch import Tensor
 
 
 class TorchGrouped(Peer):
@@ -18,6 +19,9 @@ class TorchGrouped(Peer):
     name = family = "torch_grouped"
     role = OURS
     module = "torch_grouped"
+
+    def missing(self, device: torch.device) -> str | None:
+        return super().missing(device) or missing_cuda(device)
 
     def fwd(self, p: Problem) -> Call:
         from torch_grouped.functional import grouped_linear
@@ -30,7 +34,13 @@ class TorchGrouped(Peer):
 
         return Call(run, buffers=[out])
 
-    host = fwd
+    def host(self, p: Problem) -> Call:
+        from torch_grouped import functional
+
+        grouped_mm = getattr(functional, "grouped_mm", None)
+        if grouped_mm is None:
+            return self.fwd(p)
+        return Call(lambda i: grouped_mm(p.set(i).x, p.set(i).w.transpose(-2, -1), offs=p.ends))
 
     def dgrad(self, p: Problem) -> Call:
         from torch_grouped.functional import grouped_linear
@@ -107,6 +117,13 @@ class TorchGrouped(Peer):
             return grouped_activation(h, p.sizes, dgrad_out=out), h
 
         return Call(_backward(p, layer, out), buffers=[out])
+
+
+def missing_cuda(device: torch.device) -> str | None:
+    """Whether the core was built for the device."""
+    import grouped_core
+
+    return None if device.type != "cuda" or grouped_core.has_cuda() else "grouped-ffi was built without CUDA"
 
 
 def _backward(p: Problem, layer: Callable[[InputSet], tuple[Tensor, Tensor]], out: Tensor) -> Callable[[int], Tensor]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: D102 - the methods are named after the operations, which operations.py describes
+
 """QuACK (quack-kernels 0.4): three fixed configurations, because its tuner takes minutes over many shapes."""
 
 from __future__ import annotations
@@ -7,9 +7,10 @@ from __future__ import annotations
 from importlib import import_module
 
 import torch
+from torch import Tensor
+
 from benchmarks.peers.base import Call, Peer
 from benchmarks.problem import Case, Problem
-from torch import Tensor
 
 # tile_m, tile_n, ping-pong; clusters of 2x1, and the static scheduler that the library takes on Hopper.
 CONFIGS = {"coop 128x256": (128, 256, False), "coop 256x128": (256, 128, False), "ping-pong 128x192": (128, 192, True)}

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: D102 - the methods are named after the operations, which operations.py describes
+
 """PyTorch's own: grouped_mm, and a loop of torch.mm over the groups on one stream or four."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
-
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from benchmarks.peers.base import Call, Peer, Skip
 from benchmarks.problem import Problem
-from torch import Tensor
 
 _grouped_mm: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
 

@@ -87,8 +87,10 @@ def machine() -> dict:
 
 
 def main() -> int:
-    LOGS.mkdir(parents=True, exist_ok=True)
     install()
+    if "--install-only" in sys.argv[1:]:
+        return 0
+    LOGS.mkdir(parents=True, exist_ok=True)
     suites, seconds = {}, {}
     for name, suite in [
         ("contract (pytest)", run_pytest),

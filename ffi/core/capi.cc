@@ -62,7 +62,7 @@ void log_call(int32_t op, const Args& args, int32_t device) {
         reinterpret_cast<const char*>(&args) + rule.arguments[i].offset);
     if (t != nullptr) line += std::string(" ") + rule.arguments[i].name + given_words(*t);
   }
-  log_once(line + " -> " + (device == GROUPED_DEVICE_CPU ? "cpu" : "cuda portable"));
+  log_once(line + " -> " + (device == GROUPED_DEVICE_CPU ? "cpu" : "cuda"));
 }
 
 template <typename Problem, typename Args>

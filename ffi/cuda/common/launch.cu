@@ -13,6 +13,20 @@ int device_attribute(cudaDeviceAttr attribute, int device) {
   return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
 }
 
+constexpr int kCachedDevices = 64;
+
+// ask() once for each device; 0 is asked again.
+template <typename Ask>
+int cached(int device, std::atomic<int> (&cache)[kCachedDevices], Ask&& ask) {
+  if (device < 0 || device >= kCachedDevices) return ask();
+  int value = cache[device].load(std::memory_order_relaxed);
+  if (value == 0) {
+    value = ask();
+    cache[device].store(value, std::memory_order_relaxed);
+  }
+  return value;
+}
+
 }  // namespace
 
 Status launch_status(cudaError_t error, int device) {
@@ -31,19 +45,18 @@ Status launch_status(cudaError_t error, int device) {
 }
 
 int num_multiprocessors(int device) {
-  constexpr int kCached = 64;
-  static std::atomic<int> cache[kCached];
-  if (device < 0 || device >= kCached) {
-    const int uncached = device_attribute(cudaDevAttrMultiProcessorCount, device);
-    return uncached > 0 ? uncached : 1;
-  }
-  int count = cache[device].load(std::memory_order_relaxed);
-  if (count == 0) {
-    count = device_attribute(cudaDevAttrMultiProcessorCount, device);
-    if (count <= 0) return 1;
-    cache[device].store(count, std::memory_order_relaxed);
-  }
-  return count;
+  static std::atomic<int> cache[kCachedDevices];
+  const int count =
+      cached(device, cache, [=] { return device_attribute(cudaDevAttrMultiProcessorCount, device); });
+  return count > 0 ? count : 1;
+}
+
+int compute_capability(int device) {
+  static std::atomic<int> cache[kCachedDevices];
+  return cached(device, cache, [=] {
+    return device_attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
+           device_attribute(cudaDevAttrComputeCapabilityMinor, device);
+  });
 }
 
 unsigned int strided_grid(int64_t tiles, int per_multiprocessor, int device) {

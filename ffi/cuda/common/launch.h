@@ -41,6 +41,9 @@ Status launch_status(cudaError_t error, int device);
 // Multiprocessors of the device; 1 if it cannot be asked, and then the launch itself will say why.
 int num_multiprocessors(int device);
 
+// major * 10 + minor of the device; 0 if it cannot be asked.
+int compute_capability(int device);
+
 // A grid for a strided loop over `tiles`, never empty, never more than `per_multiprocessor` blocks each.
 unsigned int strided_grid(int64_t tiles, int per_multiprocessor, int device);
 
@@ -77,6 +80,29 @@ Status launch_kernel(void (*kernel)(Params), unsigned int grid, dim3 block, size
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream_of(launch);
+  return launch_status(cudaLaunchKernelEx(&config, kernel, params), launch.device);
+}
+
+// Launches a persistent kernel of one block a multiprocessor, in clusters of `cluster_size` blocks, for `tiles`
+// pieces of work.
+template <typename Params>
+Status launch_clusters(void (*kernel)(Params), int64_t tiles, int cluster_size, dim3 block,
+                       size_t shared_bytes, const Launch& launch, const Params& params) {
+  const int most = num_multiprocessors(launch.device) / cluster_size;
+  const int64_t needed = ceil_div(tiles, cluster_size);
+  const int64_t clusters = needed < 1 ? 1 : needed < most ? needed : most;
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned int>(cluster_size);
+  cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned int>(clusters * cluster_size));
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream_of(launch);
+  config.attrs = &cluster;
+  config.numAttrs = 1;
   return launch_status(cudaLaunchKernelEx(&config, kernel, params), launch.device);
 }
 

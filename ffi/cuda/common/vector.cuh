@@ -68,10 +68,8 @@ __device__ __forceinline__ void load_strip(Accumulator<T> (&strip)[kCount], cons
   }
 }
 
-// Writes zeros to [begin, end), shared among all threads of the grid.
-__device__ __forceinline__ void zero_bytes(char* begin, char* end) {
-  const int64_t thread = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
-  const int64_t threads = gridDim.x * static_cast<int64_t>(blockDim.x);
+// Writes zeros to [begin, end), shared among `threads` threads; this is number `thread`.
+__device__ __forceinline__ void zero_bytes(char* begin, char* end, int64_t thread, int64_t threads) {
   const int64_t bytes = end - begin;
   const int64_t to_aligned = (16 - (reinterpret_cast<uintptr_t>(begin) & 15)) & 15;
   const int64_t head = to_aligned < bytes ? to_aligned : bytes;
@@ -80,6 +78,12 @@ __device__ __forceinline__ void zero_bytes(char* begin, char* end) {
     reinterpret_cast<uint4*>(begin + head)[i] = uint4{0, 0, 0, 0};
   for (int64_t i = thread; i < head; i += threads) begin[i] = 0;
   for (int64_t i = head + words * 16 + thread; i < bytes; i += threads) begin[i] = 0;
+}
+
+// The same, shared among all threads of the grid.
+__device__ __forceinline__ void zero_bytes(char* begin, char* end) {
+  zero_bytes(begin, end, blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x,
+             gridDim.x * static_cast<int64_t>(blockDim.x));
 }
 
 }  // namespace grouped::cuda

@@ -2,8 +2,12 @@
 // The CUDA backend. For each operation: the device, the debugging check, what needs no launch, the kernel.
 #include "common/launch.h"
 #include "core/backend.h"
+#include "core/log.h"
+#include "core/switches.h"
 #include "portable/kernels.h"
 #include "portable/offsets.h"
+#include "sm90/heuristic.h"
+#include "sm90/kernels.h"
 
 namespace grouped {
 namespace {
@@ -22,8 +26,21 @@ Status on_device(const GroupSizes& sizes, const Launch& launch, bool is_empty, B
   return is_empty ? Status() : body();
 }
 
+// GROUPED_LOG=1: the kernels chosen for these K, N and G.
+void log_choice(const char* operation, int64_t K, int64_t N, int64_t G, bool is_gkn, const std::string& choice) {
+  if (!log_switch()) return;
+  log_once(std::string(operation) + (is_gkn ? " [G,K,N]" : " [G,N,K]") + " K=" + std::to_string(K) +
+           " N=" + std::to_string(N) + " G=" + std::to_string(G) + ": " + choice);
+}
+
 Status mm(const MmProblem& p, const Launch& launch) {
   return on_device(p.sizes, launch, p.T == 0 || p.N == 0, [&] {
+    if (cuda::sm90::can_take(p, cuda::compute_capability(launch.device))) {
+      log_choice("grouped_mm", p.K, p.N, p.G, p.weight_is_gkn,
+                 to_string(cuda::sm90::mm_config(p.K, p.N, p.weight_is_gkn)));
+      return p.in == DType::kF16 ? cuda::sm90::mm_f16(p, launch) : cuda::sm90::mm_bf16(p, launch);
+    }
+    log_choice("grouped_mm", p.K, p.N, p.G, p.weight_is_gkn, "portable");
     switch (p.in) {
       case DType::kF16:
         return cuda::mm_f16(p, launch);
@@ -39,6 +56,12 @@ Status mm(const MmProblem& p, const Launch& launch) {
 
 Status wgrad(const WgradProblem& p, const Launch& launch) {
   return on_device(p.sizes, launch, p.G == 0 || p.K == 0 || p.N == 0, [&] {
+    if (cuda::sm90::can_take(p, cuda::compute_capability(launch.device))) {
+      log_choice("grouped_wgrad", p.K, p.N, p.G, p.out_is_gkn,
+                 to_string(cuda::sm90::wgrad_config(p.K, p.N, p.out_is_gkn)));
+      return p.in == DType::kF16 ? cuda::sm90::wgrad_f16(p, launch) : cuda::sm90::wgrad_bf16(p, launch);
+    }
+    log_choice("grouped_wgrad", p.K, p.N, p.G, p.out_is_gkn, "portable");
     switch (p.in) {
       case DType::kF16:
         return cuda::wgrad_f16(p, launch);

@@ -97,6 +97,7 @@ std::vector<Groups> group_cases(bool quick) {
       {"ends", {3, 3, 20, 21, 150}, 153, true, true},
       {"negative and too large", {-3, 10, -1, 200, 7}, 90, false, false},
       {"all empty", {0, 0, 0}, 9, true, false},
+      {"several tiles each", {300, 0, 129, 256, 64, 7}, 760, false, false},
   };
   if (quick) return cases;
   const std::vector<Groups> more = {

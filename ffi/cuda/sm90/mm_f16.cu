@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sm90/mm.cuh"
+
+namespace grouped::cuda::sm90 {
+
+Status mm_f16(const MmProblem& p, const Launch& launch) { return mm<__half>(p, launch); }
+
+}  // namespace grouped::cuda::sm90

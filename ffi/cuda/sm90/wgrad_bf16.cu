@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sm90/wgrad.cuh"
+
+namespace grouped::cuda::sm90 {
+
+Status wgrad_bf16(const WgradProblem& p, const Launch& launch) { return wgrad<__nv_bfloat16>(p, launch); }
+
+}  // namespace grouped::cuda::sm90

@@ -6,6 +6,9 @@
 //   warps 2, 3           side work that needs no order (zeros in the tail)
 //   warpgroups 1, 2      multiply: 64 rows of the tile each, and write their rows of the result
 //
+// The second multiplier begins each tile kLead stages after the first. So the first ends early and writes its
+// result while the second has the tensor cores to itself, and the other way round at the next tile's start.
+//
 // Two blocks may form a cluster. Their tiles have the same reduction length; where they also share the right
 // operand (`Tile::is_shared`), each block fetches half of it for both. A stage is free again when the
 // multipliers of both blocks have read it, so the two stay within one ring of each other.
@@ -22,6 +25,7 @@ inline constexpr int kTileRows = 128;
 inline constexpr int kReduceTile = 64;  // of the reduction, in one stage: one 128-byte line of 16-bit elements
 inline constexpr int kThreads = 384;
 inline constexpr int kMultipliers = 2;  // warpgroups
+inline constexpr int kLead = 2;         // stages between the two multipliers
 inline constexpr int kProducerRegisters = 56;
 inline constexpr int kMultiplierRegisters = 224;
 static_assert(kProducerRegisters + kMultipliers * kMultiplierRegisters <= 65536 / 128,
@@ -48,11 +52,12 @@ struct Shared {
   static constexpr uint32_t kStageBytes = kLeftBytes + kColumns * kLineBytes;
   static constexpr int kStages = 4 * (kLeftBytes + 256 * kLineBytes) / kStageBytes;
   static constexpr int kTiles = 4;  // in the queue
+  static constexpr int kPanels = kStageBytes / kPanelBytes / kMultipliers;  // of a stage, for each multiplier
   static constexpr uint32_t kStagingBytes = 2 * kPanelBytes;  // of one multiplier
   static constexpr uint32_t kStaging = kStages * kStageBytes;
   static constexpr uint32_t kTileQueue = kStaging + kMultipliers * kStagingBytes;
   static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
-  static constexpr uint32_t kBytes = kBarriers + 2 * (kStages + kTiles) * 8;
+  static constexpr uint32_t kBytes = kBarriers + (2 * kStages + 4 * kTiles) * 8;
   static_assert(kStages >= 4, "fewer stages do not cover the latency of a copy");
   static_assert(kBytes <= 227 * 1024, "a block of a Hopper multiprocessor has 227 KB");
 
@@ -64,8 +69,14 @@ struct Shared {
   }
   __device__ __forceinline__ uint32_t filled(int stage) const { return base + kBarriers + stage * 8; }
   __device__ __forceinline__ uint32_t emptied(int stage) const { return filled(kStages + stage); }
+  // Of a tile in the queue: the scheduler has told it, all are done with it, the first multiplier leads by kLead,
+  // and has cleaned the last stage of the right operand.
   __device__ __forceinline__ uint32_t told(int slot) const { return filled(2 * kStages + slot); }
   __device__ __forceinline__ uint32_t heard(int slot) const { return filled(2 * kStages + kTiles + slot); }
+  __device__ __forceinline__ uint32_t led(int slot) const { return filled(2 * kStages + 2 * kTiles + slot); }
+  __device__ __forceinline__ uint32_t cleaned(int slot) const {
+    return filled(2 * kStages + 3 * kTiles + slot);
+  }
 };
 
 // A place in a ring of kCount, and the parity of its barriers there.
@@ -102,15 +113,18 @@ class TileQueue {
     cursor_.advance();
   }
 
-  // By a whole warp, or by its first lane alone.
-  __device__ __forceinline__ Tile hear(bool whole_warp) {
+  __device__ __forceinline__ Tile hear() {
     barrier_wait(shared_.told(cursor_.at), cursor_.parity);
     const int4 a = tiles_[cursor_.at * 2];
     const int4 b = tiles_[cursor_.at * 2 + 1];
-    if (whole_warp) __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(shared_.heard(cursor_.at));
     cursor_.advance();
     return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+  }
+  // By one lane of each warp that listens: its slot may be told anew, and the slot's barriers used again.
+  __device__ __forceinline__ void forget() const { barrier_arrive(shared_.heard(slot())); }
+  // The slot of the tile heard last.
+  __device__ __forceinline__ int slot() const {
+    return cursor_.at == 0 ? Memory::kTiles - 1 : cursor_.at - 1;
   }
 
   static constexpr uint32_t kListeners = 1 + kMultipliers * 4;  // warps
@@ -126,15 +140,59 @@ __device__ __forceinline__ void produce(const Work& work, Shared<Work::kColumns>
                                         TileQueue<Work::kColumns> queue) {
   using Memory = Shared<Work::kColumns>;
   Cursor<Memory::kStages> ring;
-  for (Tile tile = queue.hear(false); !tile.is_end(); tile = queue.hear(false)) {
+  for (Tile tile = queue.hear(); !tile.is_end(); tile = queue.hear()) {
+    queue.forget();
     for (int block = 0; block < tile.num_blocks; ++block) {
       barrier_wait(shared.emptied(ring.at), ring.parity ^ 1);
       barrier_expect(shared.filled(ring.at), Memory::kStageBytes);
       work.load(tile, block, shared.left(ring.at), shared.right(ring.at), shared.filled(ring.at));
       ring.advance();
     }
+    if constexpr (Work::kCutsReduction) {
+      if (!work.accumulates()) continue;
+      for (int panel = 0; panel < work.panels(); panel += Memory::kPanels) {
+        const int count = min(work.panels() - panel, Memory::kPanels);
+        barrier_wait(shared.emptied(ring.at), ring.parity ^ 1);
+        barrier_expect(shared.filled(ring.at), kMultipliers * count * kPanelBytes);
+        work.load_old(tile, panel, count, shared.left(ring.at), shared.filled(ring.at));
+        ring.advance();
+      }
+    }
   }
 }
+
+// The consuming end of the ring, for one multiplier.
+template <int kColumns>
+class RingReader {
+  using Memory = Shared<kColumns>;
+
+ public:
+  __device__ __forceinline__ RingReader(Memory shared, int index, uint32_t blocks_in_cluster)
+      : shared_(shared), index_(index), blocks_in_cluster_(blocks_in_cluster) {}
+
+  // Waits for the next stage; its number.
+  __device__ __forceinline__ int next() {
+    const int stage = cursor_.at;
+    barrier_wait(shared_.filled(stage), cursor_.parity);
+    cursor_.advance();
+    return stage;
+  }
+  // Tells both blocks that this warp has read the stage.
+  __device__ __forceinline__ void release(int stage) const {
+    const uint32_t lane = threadIdx.x % 32;
+    if (lane < blocks_in_cluster_) barrier_arrive_at(shared_.emptied(stage), lane);
+  }
+  // Where this multiplier's panel number `panel` lies in a stage that holds panels of the result.
+  __device__ __forceinline__ uint32_t panel(int stage, int panel) const {
+    return shared_.left(stage) + (panel * kMultipliers + index_) * kPanelBytes;
+  }
+
+ private:
+  Memory shared_;
+  int index_;
+  uint32_t blocks_in_cluster_;
+  Cursor<Memory::kStages> cursor_;
+};
 
 // acc = left right over the tile's blocks, by one multiplier.
 template <typename Work>
@@ -145,21 +203,28 @@ class Multiplier {
   static constexpr uint32_t kRightStep = kStepBytes<Work::kRight> / 16;
 
  public:
-  __device__ __forceinline__ Multiplier(Memory shared, int index, uint32_t blocks_in_cluster)
-      : shared_(shared), index_(index), blocks_in_cluster_(blocks_in_cluster) {}
+  __device__ __forceinline__ Multiplier(Memory shared, int index) : shared_(shared), index_(index) {}
 
-  __device__ __forceinline__ void run(const Tile& tile, float (&acc)[Work::kColumns / 2]) {
+  // `slot`: of the tile in the queue.
+  __device__ __forceinline__ void run(const Tile& tile, int slot, RingReader<Work::kColumns>& ring,
+                                      float (&acc)[Work::kColumns / 2]) {
     if constexpr (Work::kCutsReduction) {  // there may be no block at all
 #pragma unroll
       for (float& v : acc) v = 0.0f;
+      if (tile.num_blocks == 0) return;
     }
     const int cut = Work::kCutsReduction ? tile.num_tokens % kReduceTile : 0;
+    const int lead = min(kLead, tile.num_blocks);
+    if (index_ == 1) {
+      barrier_wait(shared_.led(slot), led_parity_ >> slot & 1);
+      led_parity_ ^= 1u << slot;
+    }
     int last = 0;  // the stage that wgmmas under way may still read
     for (int block = 0; block < tile.num_blocks; ++block) {
-      barrier_wait(shared_.filled(ring_.at), ring_.parity);
-      if (Work::kCutsReduction && cut != 0 && block == tile.num_blocks - 1) zero_past(cut);
-      const uint64_t left = descriptor<Work::kLeft>(shared_.left(ring_.at) + index_ * kPanelBytes);
-      const uint64_t right = descriptor<Work::kRight>(shared_.right(ring_.at));
+      const int stage = ring.next();
+      if (Work::kCutsReduction && cut != 0 && block == tile.num_blocks - 1) zero_past(cut, stage, slot);
+      const uint64_t left = descriptor<Work::kLeft>(shared_.left(stage) + index_ * kPanelBytes);
+      const uint64_t right = descriptor<Work::kRight>(shared_.right(stage));
       pin(acc);
       wgmma_fence();
 #pragma unroll
@@ -167,43 +232,42 @@ class Multiplier {
         Instruction::run(acc, left + step * kLeftStep, right + step * kRightStep, block + step != 0);
       wgmma_commit();
       pin(acc);
+      if (index_ == 0 && block == lead - 1 && threadIdx.x % 128 == 0) barrier_arrive(shared_.led(slot));
       wgmma_wait<1>();
-      if (block != 0) release(last);
-      last = ring_.at;
-      ring_.advance();
+      if (block != 0) ring.release(last);
+      last = stage;
     }
     wgmma_wait<0>();
     pin(acc);
-    if (!Work::kCutsReduction || tile.num_blocks != 0) release(last);
+    ring.release(last);
   }
 
  private:
-  // Tells both blocks that this warp has read the stage.
-  __device__ __forceinline__ void release(int stage) const {
-    const uint32_t lane = threadIdx.x % 32;
-    if (lane < blocks_in_cluster_) barrier_arrive_at(shared_.emptied(stage), lane);
-  }
-
   // The stage's lines from `cut` on hold rows of the next group, or of the tail: zeros instead, in both
-  // operands, because 0 * NaN is NaN. Each multiplier cleans its panel of the left operand and half of the
-  // right one.
-  __device__ __forceinline__ void zero_past(int cut) const {
-    constexpr int kRightPanels = Work::kColumns / 64 / kMultipliers;
-    const uint32_t left = shared_.left(ring_.at) + index_ * kPanelBytes;
-    const uint32_t right = shared_.right(ring_.at) + index_ * kRightPanels * kPanelBytes;
+  // operands, because 0 * NaN is NaN. Each multiplier cleans its panel of the left operand, the first one the
+  // right operand too.
+  __device__ __forceinline__ void zero_past(int cut, int stage, int slot) {
+    const uint32_t left = shared_.left(stage) + index_ * kPanelBytes;
     for (uint32_t at = cut * kLineBytes + threadIdx.x % 128 * 16; at < kPanelBytes; at += 128 * 16) {
       zero_shared_16(left + at);
+      if (index_ != 0) continue;
 #pragma unroll
-      for (int panel = 0; panel < kRightPanels; ++panel) zero_shared_16(right + panel * kPanelBytes + at);
+      for (int panel = 0; panel < Work::kColumns / 64; ++panel)
+        zero_shared_16(shared_.right(stage) + panel * kPanelBytes + at);
     }
     async_proxy_fence();
-    named_barrier<kMultipliers * 128>(1 + kMultipliers);
+    named_barrier<128>(1 + index_);
+    if (index_ == 0) {
+      if (threadIdx.x % 128 == 0) barrier_arrive(shared_.cleaned(slot));
+    } else {
+      barrier_wait(shared_.cleaned(slot), cleaned_parity_ >> slot & 1);
+      cleaned_parity_ ^= 1u << slot;
+    }
   }
 
   Memory shared_;
   int index_;
-  uint32_t blocks_in_cluster_;
-  Cursor<Memory::kStages> ring_;
+  uint32_t led_parity_ = 0, cleaned_parity_ = 0;  // one bit a slot
 };
 
 template <typename Work>
@@ -222,6 +286,8 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     for (int slot = 0; slot < Memory::kTiles; ++slot) {
       barrier_init(shared.told(slot), 1);
       barrier_init(shared.heard(slot), TileQueue<Work::kColumns>::kListeners);
+      barrier_init(shared.led(slot), 1);
+      barrier_init(shared.cleaned(slot), 1);
     }
     barrier_init_fence();
     work.prefetch();
@@ -243,11 +309,14 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
   } else {
     take_registers<kMultiplierRegisters>();
     const int index = warp / 4 - 1;
-    Multiplier<Work> multiplier(shared, index, blocks_in_cluster);
+    RingReader<Work::kColumns> ring(shared, index, blocks_in_cluster);
+    Multiplier<Work> multiplier(shared, index);
     float acc[Work::kColumns / 2];
-    for (Tile tile = queue.hear(true); !tile.is_end(); tile = queue.hear(true)) {
-      multiplier.run(tile, acc);
-      work.finish(tile, index, acc, shared.staging(index));
+    for (Tile tile = queue.hear(); !tile.is_end(); tile = queue.hear()) {
+      multiplier.run(tile, queue.slot(), ring, acc);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) queue.forget();
+      work.finish(tile, index, acc, shared.staging(index), ring);
     }
     if (threadIdx.x % 128 == 0) store_wait();
     __syncwarp();

@@ -31,6 +31,11 @@ __device__ __forceinline__ uint32_t packed(float2 v) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
+template <typename T>
+__device__ __forceinline__ float2 unpacked(uint32_t v) {
+  return widen_pair(*reinterpret_cast<const decltype(narrow_pair(T(), 0.0f, 0.0f))*>(&v));
+}
+
 // `Ending`: prepare<kCount>(j) fetches what columns 8 j .. 8 (j + kCount) need; value(j, jj, half, v) ends the
 // arithmetic of a pair in column block j + jj; write(panel, column, ...) takes a finished panel away.
 // kWide: fp32 results. `num_columns` of the tile exist.

@@ -20,8 +20,8 @@ struct MmTensors {
   MmParams<T> mm;
 };
 
-// What the epilogue needs of one tile.
-template <typename T>
+// What the epilogue needs of one tile. kPlain: neither bias nor row_scale.
+template <typename T, bool kPlain>
 class MmEnding {
  public:
   __device__ __forceinline__ MmEnding(const MmTensors<T>& p, const Tile& tile, int index)
@@ -71,8 +71,8 @@ class MmEnding {
   }
 
  private:
-  __device__ __forceinline__ bool has_bias() const { return p_.mm.bias.data != nullptr; }
-  __device__ __forceinline__ bool has_scale() const { return p_.mm.row_scale.data != nullptr; }
+  __device__ __forceinline__ bool has_bias() const { return !kPlain && p_.mm.bias.data != nullptr; }
+  __device__ __forceinline__ bool has_scale() const { return !kPlain && p_.mm.row_scale.data != nullptr; }
   __device__ __forceinline__ int64_t first_row() const { return int64_t{tile_.row} + index_ * 64; }
 
   const MmTensors<T>& p_;
@@ -132,10 +132,22 @@ class MmWork {
   }
 
   __device__ __forceinline__ void finish(const Tile& tile, int index, const float (&acc)[kColumns / 2],
-                                         uint32_t staging) const {
-    MmEnding<T> ending(p_, tile, index);
+                                         uint32_t staging, RingReader<kColumns>&) const {
     if (tile.num_rows <= index * 64) return;
-    const int columns = p_.mm.N - tile.column < kColumns ? static_cast<int>(p_.mm.N - tile.column) : kColumns;
+    if (p_.mm.bias.data == nullptr && p_.mm.row_scale.data == nullptr) {
+      finish_as<true>(tile, index, acc, staging);
+    } else {
+      finish_as<false>(tile, index, acc, staging);
+    }
+  }
+
+ private:
+  template <bool kPlain>
+  __device__ __forceinline__ void finish_as(const Tile& tile, int index, const float (&acc)[kColumns / 2],
+                                            uint32_t staging) const {
+    MmEnding<T, kPlain> ending(p_, tile, index);
+    const int64_t rest = p_.mm.N - tile.column;
+    const int columns = rest < kColumns ? static_cast<int>(rest) : kColumns;
     if (p_.mm.out.is_wide) {
       write_panels<T, true, kColumns>(acc, columns, index, staging, ending);
     } else {
@@ -143,7 +155,6 @@ class MmWork {
     }
   }
 
- private:
   const Params& p_;
 };
 

@@ -18,32 +18,46 @@ struct WgradTensors {
   WgradParams<T> wgrad;
 };
 
-template <typename T>
+// kAccumulate: what the result held comes through the ring behind the operands, in the panels in which it will
+// leave.
+template <typename T, int kColumns, bool kAccumulate>
 class WgradEnding {
  public:
-  __device__ __forceinline__ WgradEnding(const WgradTensors<T>& p, const Tile& tile, int index)
-      : p_(p), tile_(tile), index_(index) {}
+  __device__ __forceinline__ WgradEnding(const WgradTensors<T>& p, const Tile& tile, int index,
+                                         RingReader<kColumns>& ring)
+      : p_(p), tile_(tile), index_(index), ring_(ring) {}
 
   template <int kCount>
   __device__ __forceinline__ void prepare(int j) {
-    if (!p_.wgrad.accumulate) return;
+    if constexpr (kAccumulate) {
+      constexpr int kPanels = Shared<kColumns>::kPanels;
+      const int in_stage = j / kCount % kPanels;
+      if (in_stage == 0) stage_ = ring_.next();
+      const uint32_t panel = ring_.panel(stage_, in_stage);
+      const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = index_ * 64 + place_.row(half);
-      const int64_t out_row =
-          (tile_.group * p_.wgrad.rows + tile_.row + row) * p_.wgrad.columns + tile_.column;
+      for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int jj = 0; jj < kCount; ++jj) {
-        const int column = place_.column(j + jj);
-        const bool exists = row < tile_.num_rows && tile_.column + column < p_.wgrad.columns;
-        old_[jj][half] = exists ? load_pair(p_.wgrad.out, out_row + column, true, true) : float2{0.0f, 0.0f};
+        for (int jj = 0; jj < kCount; ++jj) {
+          if constexpr (kCount == 4) {
+            old_[jj][half] =
+                load_shared_8(panel + panel_offset(place_.row(half), jj * 2 + lane % 4 / 2) + lane % 2 * 8);
+          } else {
+            old_[jj][half] = unpacked<T>(
+                load_shared_4(panel + panel_offset(place_.row(half), jj) + lane % 4 * 4));
+          }
+        }
+      }
+      if (in_stage == kPanels - 1 || j + kCount == kColumns / 8) {
+        __syncwarp();
+        ring_.release(stage_);
       }
     }
   }
 
   __device__ __forceinline__ float2 value(int jj, int half, float2 v) const {
-    if (!p_.wgrad.accumulate) return v;
-    return {add(old_[jj][half].x, v.x), add(old_[jj][half].y, v.y)};
+    if constexpr (kAccumulate) return {add(old_[jj][half].x, v.x), add(old_[jj][half].y, v.y)};
+    return v;
   }
 
   __device__ __forceinline__ void write(uint32_t panel, int column) const {
@@ -55,7 +69,9 @@ class WgradEnding {
   const WgradTensors<T>& p_;
   const Tile& tile_;
   const int index_;
+  RingReader<kColumns>& ring_;
   const Place place_;
+  int stage_ = 0;
   float2 old_[8][2];
 };
 
@@ -80,6 +96,20 @@ class WgradWork {
   }
   __device__ __forceinline__ void side_work(int, int) const {}
 
+  __device__ __forceinline__ bool accumulates() const { return p_.wgrad.accumulate; }
+  // Of the result's tile, for each multiplier.
+  __device__ __forceinline__ int panels() const { return kColumns / (p_.wgrad.out.is_wide ? 32 : 64); }
+  __device__ __forceinline__ void load_old(const Tile& tile, int first, int count, uint32_t stage,
+                                           uint32_t filled) const {
+    const int panel_columns = p_.wgrad.out.is_wide ? 32 : 64;
+    for (int i = 0; i < count; ++i) {
+      for (int index = 0; index < kMultipliers; ++index) {
+        load_box(stage + (i * kMultipliers + index) * kPanelBytes, p_.out, filled,
+                 tile.column + (first + i) * panel_columns, tile.row + index * 64, tile.group, 0);
+      }
+    }
+  }
+
   __device__ __forceinline__ void load(const Tile& tile, int block, uint32_t left, uint32_t right,
                                        uint32_t filled) const {
     constexpr int kPanels = kColumns / 64;
@@ -96,11 +126,22 @@ class WgradWork {
   }
 
   __device__ __forceinline__ void finish(const Tile& tile, int index, const float (&acc)[kColumns / 2],
-                                         uint32_t staging) const {
-    if (tile.num_rows <= index * 64) return;
-    WgradEnding<T> ending(p_, tile, index);
+                                         uint32_t staging, RingReader<kColumns>& ring) const {
+    if (p_.wgrad.accumulate) {
+      finish_as<true>(tile, index, acc, staging, ring);
+    } else {
+      finish_as<false>(tile, index, acc, staging, ring);
+    }
+  }
+
+ private:
+  template <bool kAccumulate>
+  __device__ __forceinline__ void finish_as(const Tile& tile, int index, const float (&acc)[kColumns / 2],
+                                            uint32_t staging, RingReader<kColumns>& ring) const {
+    WgradEnding<T, kColumns, kAccumulate> ending(p_, tile, index, ring);
     const int64_t rest = p_.wgrad.columns - tile.column;
-    const int columns = rest < kColumns ? static_cast<int>(rest) : kColumns;
+    // All panels that came through the ring must be taken from it.
+    const int columns = !kAccumulate && rest < kColumns ? static_cast<int>(rest) : kColumns;
     if (p_.wgrad.out.is_wide) {
       write_panels<T, true, kColumns>(acc, columns, index, staging, ending);
     } else {
@@ -108,7 +149,6 @@ class WgradWork {
     }
   }
 
- private:
   const Params& p_;
 };
 

@@ -14,12 +14,14 @@ namespace grouped::cuda {
 namespace {
 
 constexpr int kMaxThreads = 1024;
+constexpr int kMaxOrdered = 512;  // groups; among more, chance balances the work as well
 
 struct OffsetsParams {
   GroupSizes sizes;
   int64_t tile_rows;
   int64_t* offsets;
   int64_t* row_tiles;
+  int32_t* order;  // may be null
 };
 
 struct SaturatingAdd {
@@ -57,7 +59,7 @@ __device__ int64_t size_at(const GroupSizes& sizes, int64_t g) {
                         : static_cast<const int32_t*>(sizes.data)[g];
 }
 
-__global__ void __launch_bounds__(kMaxThreads) offsets_kernel(const __grid_constant__ OffsetsParams p) {
+__device__ __forceinline__ void compute_offsets(const OffsetsParams& p) {
   __shared__ int64_t warp_totals[kMaxThreads / 32];
   __shared__ int64_t ends[kMaxThreads];
   __shared__ int64_t last_row_tile;
@@ -92,18 +94,63 @@ __global__ void __launch_bounds__(kMaxThreads) offsets_kernel(const __grid_const
   }
 }
 
+__global__ void __launch_bounds__(kMaxThreads) offsets_kernel(const __grid_constant__ OffsetsParams p) {
+  compute_offsets(p);
+}
+
+// order[rank of g] = g, ranks by falling size, then by number. Each thread counts who comes before its group.
+__device__ void order_groups(const OffsetsParams& p) {
+  __shared__ int sizes[kMaxOrdered];
+  __syncthreads();  // the offsets are written
+  const int G = static_cast<int>(p.sizes.count);
+  const int g = threadIdx.x;
+  if (g < G) {
+    const int64_t size = p.offsets[g + 1] - p.offsets[g];
+    sizes[g] = size < INT32_MAX ? static_cast<int>(size) : INT32_MAX;
+  }
+  __syncthreads();
+  if (g >= G) return;
+  int rank = 0;
+  for (int h = 0; h < G; ++h) rank += sizes[h] > sizes[g] || (sizes[h] == sizes[g] && h < g);
+  p.order[rank] = g;
+}
+
+__global__ void __launch_bounds__(kMaxThreads) ordered_offsets_kernel(const __grid_constant__ OffsetsParams p) {
+  compute_offsets(p);
+  if (p.sizes.count <= kMaxOrdered) {
+    order_groups(p);
+  } else {
+    for (int64_t g = threadIdx.x; g < p.sizes.count; g += blockDim.x) p.order[g] = static_cast<int32_t>(g);
+  }
+}
+
 }  // namespace
 
-size_t row_map_size(int64_t G) { return static_cast<size_t>(G + 1) * 2 * sizeof(int64_t); }
+size_t row_map_size(int64_t G) {
+  return static_cast<size_t>(G + 1) * 2 * sizeof(int64_t) + static_cast<size_t>(G) * sizeof(int32_t);
+}
 
-Status make_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map) {
+namespace {
+
+Status launch_offsets(const GroupSizes& sizes, int tile_rows, bool ordered, const Launch& launch, RowMap* map) {
   int64_t* offsets = static_cast<int64_t*>(launch.workspace);
   int64_t* row_tiles = offsets + sizes.count + 1;
-  *map = RowMap{offsets, row_tiles, sizes.count};
+  int32_t* order = ordered ? reinterpret_cast<int32_t*>(row_tiles + sizes.count + 1) : nullptr;
+  *map = RowMap{offsets, row_tiles, order, sizes.count};
   const int64_t threads = sizes.count >= kMaxThreads ? kMaxThreads : (sizes.count + 31) / 32 * 32;
-  const OffsetsParams params = {sizes, tile_rows, offsets, row_tiles};
-  return launch_kernel(offsets_kernel, 1, dim3(threads == 0 ? 32 : static_cast<unsigned int>(threads)), 0,
-                       launch, params);
+  const OffsetsParams params = {sizes, tile_rows, offsets, row_tiles, order};
+  return launch_kernel(ordered ? ordered_offsets_kernel : offsets_kernel, 1,
+                       dim3(threads == 0 ? 32 : static_cast<unsigned int>(threads)), 0, launch, params);
+}
+
+}  // namespace
+
+Status make_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map) {
+  return launch_offsets(sizes, tile_rows, false, launch, map);
+}
+
+Status make_ordered_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map) {
+  return launch_offsets(sizes, tile_rows, true, launch, map);
 }
 
 Status check_sizes(const GroupSizes& sizes, const Launch& launch) {

@@ -10,6 +10,7 @@ namespace grouped::cuda {
 struct RowMap {
   const int64_t* offsets;    // [G + 1] first row of each group; offsets[G] = S
   const int64_t* row_tiles;  // [G + 1] first row tile of each group; row_tiles[G] = how many there are
+  const int32_t* order;      // [G] groups from the largest to the smallest; null where not asked for
   int64_t G;
 };
 
@@ -17,6 +18,9 @@ size_t row_map_size(int64_t G);
 
 // Writes the map to launch.workspace, with row tiles of `tile_rows` rows that never span two groups.
 Status make_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map);
+
+// The same with map->order.
+Status make_ordered_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map);
 
 // GROUPED_CHECK=1 alone: waits for the stream, reads the sizes and checks them on the host.
 Status check_sizes(const GroupSizes& sizes, const Launch& launch);

@@ -57,6 +57,8 @@ __device__ __forceinline__ void schedule_rows(const RowMap& map, int64_t N, int6
 
 // Ragged reduction: the tiles of each group's whole result. A cluster stays in one group, so that both of its
 // blocks reduce over the same rows; past the end of an odd group the second block gets a tile without rows.
+// Groups come from the largest to the smallest, and clusters take turns forth and back: what a cluster gains in
+// one turn it loses in the next, and the last turn is of short tiles.
 template <int kColumns>
 __device__ __forceinline__ void schedule_groups(const RowMap& map, int64_t out_rows, int64_t out_columns,
                                                 bool skip_empty, TileQueue<kColumns>& queue) {
@@ -66,9 +68,13 @@ __device__ __forceinline__ void schedule_groups(const RowMap& map, int64_t out_r
   const int64_t columns = (out_columns + kColumns - 1) / kColumns;
   const int64_t per_group = (rows * columns + size - 1) / size;
   const int64_t clusters = gridDim.x / size;
-  for (int64_t id = blockIdx.x / size; id < map.G * per_group; id += clusters) {
-    const int64_t group = id / per_group;
-    const int64_t first = (id - group * per_group) * size;
+  const int64_t cluster = blockIdx.x / size;
+  for (int64_t turn = 0; turn * clusters < map.G * per_group; ++turn) {
+    const int64_t id = turn * clusters + (turn % 2 == 0 ? cluster : clusters - 1 - cluster);
+    if (id >= map.G * per_group) continue;
+    const int64_t place = id / per_group;
+    const int64_t first = (id - place * per_group) * size;
+    const int64_t group = map.order[place];
     const int64_t begin = map.offsets[group];
     const int64_t tokens = map.offsets[group + 1] - begin;
     if (skip_empty && tokens == 0) continue;

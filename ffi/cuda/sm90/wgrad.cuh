@@ -176,7 +176,7 @@ template <typename T>
 Status wgrad(const WgradProblem& p, const Launch& launch) {
   const Config config = wgrad_config(p.K, p.N, p.out_is_gkn);
   RowMap map;
-  const Status mapped = make_row_map(p.sizes, kTileRows, launch, &map);
+  const Status mapped = make_ordered_row_map(p.sizes, kTileRows, launch, &map);
   if (!mapped.ok()) return mapped;
   WgradTensors<T> params;
   params.wgrad = wgrad_params<T>(p, map);

@@ -6,12 +6,9 @@
 //   warps 2, 3           side work that needs no order (zeros in the tail)
 //   warpgroups 1, 2      multiply: 64 rows of the tile each, and write their rows of the result
 //
-// The second multiplier begins each tile kLead stages after the first. So the first ends early and writes its
-// result while the second has the tensor cores to itself, and the other way round at the next tile's start.
-//
-// Two blocks may form a cluster. Their tiles have the same reduction length; where they also share the right
-// operand (`Tile::is_shared`), each block fetches half of it for both. A stage is free again when the
-// multipliers of both blocks have read it, so the two stay within one ring of each other.
+// Two blocks may form a cluster. Their tiles have the same reduction length; of an operand that they share
+// (`Tile::flags`) each fetches half for both. A stage is free again when the multipliers of both blocks have
+// read it, so the two stay within one ring of each other.
 //
 // `Work` says what differs between operations: tiles, operands, ending. See mm.cuh and wgrad.cuh.
 #pragma once
@@ -25,7 +22,6 @@ inline constexpr int kTileRows = 128;
 inline constexpr int kReduceTile = 64;  // of the reduction, in one stage: one 128-byte line of 16-bit elements
 inline constexpr int kThreads = 384;
 inline constexpr int kMultipliers = 2;  // warpgroups
-inline constexpr int kLead = 2;         // stages between the two multipliers
 inline constexpr int kProducerRegisters = 56;
 inline constexpr int kMultiplierRegisters = 224;
 static_assert(kProducerRegisters + kMultipliers * kMultiplierRegisters <= 65536 / 128,
@@ -39,8 +35,9 @@ struct Tile {
   int32_t first_token, num_tokens;  // the reduction, where it runs over rows of the inputs
   int32_t num_blocks;               // of kReduceTile
   int32_t flags;
-  static constexpr int32_t kIsShared = 1, kIsEnd = 2;
-  __device__ __forceinline__ bool is_shared() const { return (flags & kIsShared) != 0; }
+  static constexpr int32_t kSharesLeft = 1, kSharesRight = 2, kIsEnd = 4;
+  __device__ __forceinline__ bool shares_left() const { return (flags & kSharesLeft) != 0; }
+  __device__ __forceinline__ bool shares_right() const { return (flags & kSharesRight) != 0; }
   __device__ __forceinline__ bool is_end() const { return (flags & kIsEnd) != 0; }
 };
 static_assert(sizeof(Tile) == 32, "two 16-byte words");
@@ -57,7 +54,7 @@ struct Shared {
   static constexpr uint32_t kStaging = kStages * kStageBytes;
   static constexpr uint32_t kTileQueue = kStaging + kMultipliers * kStagingBytes;
   static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
-  static constexpr uint32_t kBytes = kBarriers + (2 * kStages + 4 * kTiles) * 8;
+  static constexpr uint32_t kBytes = kBarriers + (2 * kStages + 3 * kTiles) * 8;
   static_assert(kStages >= 4, "fewer stages do not cover the latency of a copy");
   static_assert(kBytes <= 227 * 1024, "a block of a Hopper multiprocessor has 227 KB");
 
@@ -69,13 +66,12 @@ struct Shared {
   }
   __device__ __forceinline__ uint32_t filled(int stage) const { return base + kBarriers + stage * 8; }
   __device__ __forceinline__ uint32_t emptied(int stage) const { return filled(kStages + stage); }
-  // Of a tile in the queue: the scheduler has told it, all are done with it, the first multiplier leads by kLead,
-  // and has cleaned the last stage of the right operand.
+  // Of a tile in the queue: the scheduler has told it; all are done with it; the first multiplier has cleaned the
+  // last stage of the right operand.
   __device__ __forceinline__ uint32_t told(int slot) const { return filled(2 * kStages + slot); }
   __device__ __forceinline__ uint32_t heard(int slot) const { return filled(2 * kStages + kTiles + slot); }
-  __device__ __forceinline__ uint32_t led(int slot) const { return filled(2 * kStages + 2 * kTiles + slot); }
   __device__ __forceinline__ uint32_t cleaned(int slot) const {
-    return filled(2 * kStages + 3 * kTiles + slot);
+    return filled(2 * kStages + 2 * kTiles + slot);
   }
 };
 
@@ -208,17 +204,8 @@ class Multiplier {
   // `slot`: of the tile in the queue.
   __device__ __forceinline__ void run(const Tile& tile, int slot, RingReader<Work::kColumns>& ring,
                                       float (&acc)[Work::kColumns / 2]) {
-    if constexpr (Work::kCutsReduction) {  // there may be no block at all
-#pragma unroll
-      for (float& v : acc) v = 0.0f;
-      if (tile.num_blocks == 0) return;
-    }
+    if (Work::kCutsReduction && tile.num_blocks == 0) return;  // the ending knows
     const int cut = Work::kCutsReduction ? tile.num_tokens % kReduceTile : 0;
-    const int lead = min(kLead, tile.num_blocks);
-    if (index_ == 1) {
-      barrier_wait(shared_.led(slot), led_parity_ >> slot & 1);
-      led_parity_ ^= 1u << slot;
-    }
     int last = 0;  // the stage that wgmmas under way may still read
     for (int block = 0; block < tile.num_blocks; ++block) {
       const int stage = ring.next();
@@ -232,7 +219,6 @@ class Multiplier {
         Instruction::run(acc, left + step * kLeftStep, right + step * kRightStep, block + step != 0);
       wgmma_commit();
       pin(acc);
-      if (index_ == 0 && block == lead - 1 && threadIdx.x % 128 == 0) barrier_arrive(shared_.led(slot));
       wgmma_wait<1>();
       if (block != 0) ring.release(last);
       last = stage;
@@ -267,7 +253,7 @@ class Multiplier {
 
   Memory shared_;
   int index_;
-  uint32_t led_parity_ = 0, cleaned_parity_ = 0;  // one bit a slot
+  uint32_t cleaned_parity_ = 0;  // one bit a slot
 };
 
 template <typename Work>
@@ -286,7 +272,6 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     for (int slot = 0; slot < Memory::kTiles; ++slot) {
       barrier_init(shared.told(slot), 1);
       barrier_init(shared.heard(slot), TileQueue<Work::kColumns>::kListeners);
-      barrier_init(shared.led(slot), 1);
       barrier_init(shared.cleaned(slot), 1);
     }
     barrier_init_fence();

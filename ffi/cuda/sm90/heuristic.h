@@ -12,11 +12,13 @@ namespace grouped::cuda::sm90 {
 
 struct Config {
   int columns;  // of a tile of 128 rows: 256 or 128
-  int cluster;  // blocks that share the right operand: 1 or 2
+  int cluster;  // blocks that share an operand: 1 or 2
+  bool pairs;   // mm: no cluster takes row tiles of two groups
 };
 
 inline std::string to_string(const Config& c) {
-  return "sm90 128x" + std::to_string(c.columns) + "x64 cluster " + std::to_string(c.cluster);
+  return "sm90 128x" + std::to_string(c.columns) + "x64 cluster " + std::to_string(c.cluster) +
+         (c.pairs ? " paired" : "");
 }
 
 inline bool rows_fit(const void* data, int64_t row_bytes) {
@@ -45,10 +47,16 @@ inline bool can_take(const WgradProblem& p, int capability) {
          rows_fit(p.out, 16);
 }
 
-inline Config mm_config(int64_t, int64_t N, bool) { return {N <= 128 ? 128 : 256, 2}; }
+// Pairs within groups halve the traffic of an operand, but an odd count of columns leaves a block without work at
+// the end of each odd group.
+inline Config mm_config(int64_t, int64_t N, bool) {
+  const int columns = N <= 128 ? 128 : 256;
+  const int64_t column_tiles = (N + columns - 1) / columns;
+  return {columns, 2, column_tiles % 2 == 0 || column_tiles > 8};
+}
 
 inline Config wgrad_config(int64_t K, int64_t N, bool out_is_gkn) {
-  return {(out_is_gkn ? N : K) <= 128 ? 128 : 256, 2};
+  return {(out_is_gkn ? N : K) <= 128 ? 128 : 256, 2, false};
 }
 
 }  // namespace grouped::cuda::sm90

@@ -18,6 +18,7 @@ template <typename T>
 struct MmTensors {
   CUtensorMap x, weight, out;
   MmParams<T> mm;
+  bool pairs;  // mm.map was made by make_paired_row_map()
 };
 
 // What the epilogue needs of one tile. kPlain: neither bias nor row_scale.
@@ -102,7 +103,12 @@ class MmWork {
     prefetch_tensor_map(p_.out);
   }
   __device__ __forceinline__ void schedule(TileQueue<kColumns>& queue) const {
-    schedule_rows(p_.mm.map, p_.mm.N, (p_.mm.K + kReduceTile - 1) / kReduceTile, queue);
+    const int64_t num_blocks = (p_.mm.K + kReduceTile - 1) / kReduceTile;
+    if (p_.pairs) {
+      schedule_row_pairs(p_.mm.map, p_.mm.N, num_blocks, queue);
+    } else {
+      schedule_rows(p_.mm.map, p_.mm.N, num_blocks, queue);
+    }
   }
   __device__ __forceinline__ void side_work(int thread, int threads) const {
     mm_zero_tail(p_.mm, blockIdx.x * static_cast<int64_t>(threads) + thread,
@@ -111,15 +117,21 @@ class MmWork {
 
   __device__ __forceinline__ void load(const Tile& tile, int block, uint32_t left, uint32_t right,
                                        uint32_t filled) const {
-    // The weight in boxes of kBoxColumns columns; of a shared tile this block fetches its half for both.
+    // x in two boxes of 64 rows, the weight in boxes of kBoxColumns columns; of an operand that both blocks
+    // need, each fetches its half for both.
     constexpr int kBoxColumns = kWeight == Major::kReduction ? kColumns / 2 : 64;
     constexpr int kBoxes = kColumns / kBoxColumns;
+    const int rank = static_cast<int>(cluster_rank());
     const int k = block * kReduceTile;
-    load_box(left, p_.x, filled, k, tile.row, 0);
-    const bool is_shared = tile.is_shared();
-    const int first = is_shared ? static_cast<int>(cluster_rank()) * (kBoxes / 2) : 0;
-    const int count = is_shared ? kBoxes / 2 : kBoxes;
-    const uint16_t mask = is_shared ? 3 : 0;
+    if (tile.shares_left()) {
+      load_box(left + rank * kPanelBytes, p_.x, filled, k, tile.row + rank * 64, 3);
+    } else {
+      load_box(left, p_.x, filled, k, tile.row, 0);
+      load_box(left + kPanelBytes, p_.x, filled, k, tile.row + 64, 0);
+    }
+    const int first = tile.shares_right() ? rank * (kBoxes / 2) : 0;
+    const int count = tile.shares_right() ? kBoxes / 2 : kBoxes;
+    const uint16_t mask = tile.shares_right() ? 3 : 0;
     for (int box = first; box < first + count; ++box) {
       const int column = tile.column + box * kBoxColumns;
       const uint32_t at = right + box * kBoxColumns * kLineBytes;
@@ -172,8 +184,8 @@ Status launch_mm(const MmProblem& p, const typename Work::Params& params, const 
   constexpr int kBytes = Shared<Work::kColumns>::kBytes;
   const Status allowed = allow_shared_memory(kernel, kBytes, launch.device, shared_memory_allowed);
   if (!allowed.ok()) return allowed;
-  const int64_t tiles =
-      saturating_product(ceil_div(p.T, kTileRows) + p.G, ceil_div(p.N, Work::kColumns));
+  const int64_t columns = ceil_div(p.N, Work::kColumns);
+  const int64_t tiles = saturating_product(ceil_div(p.T, kTileRows) + p.G, columns + columns % 2);
   return launch_clusters(kernel, tiles, config.cluster, dim3(kThreads), kBytes, launch, params);
 }
 
@@ -181,12 +193,15 @@ template <typename T>
 Status mm(const MmProblem& p, const Launch& launch) {
   const Config config = mm_config(p.K, p.N, p.weight_is_gkn);
   RowMap map;
-  const Status mapped = make_row_map(p.sizes, kTileRows, launch, &map);
+  const Status mapped =
+      config.pairs ? make_paired_row_map(p.sizes, kTileRows, ceil_div(p.N, config.columns), launch, &map)
+                   : make_row_map(p.sizes, kTileRows, launch, &map);
   if (!mapped.ok()) return mapped;
   MmTensors<T> params;
   params.mm = mm_params<T>(p, map);
+  params.pairs = config.pairs;
   TensorMaps maps(p.in);
-  maps.add(&params.x, p.x, {p.K, p.T}, {kReduceTile, kTileRows});
+  maps.add(&params.x, p.x, {p.K, p.T}, {kReduceTile, kTileRows / 2});
   if (p.weight_is_gkn) {
     maps.add(&params.weight, p.weight, {p.N, p.K, p.G}, {64, kReduceTile, 1});
   } else {

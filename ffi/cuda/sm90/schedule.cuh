@@ -49,7 +49,45 @@ __device__ __forceinline__ void schedule_rows(const RowMap& map, int64_t N, int6
     tile.group = static_cast<int32_t>(group);
     tile.first_token = tile.num_tokens = 0;
     tile.num_blocks = static_cast<int32_t>(num_blocks);
-    tile.flags = is_shared ? Tile::kIsShared : 0;
+    tile.flags = is_shared ? Tile::kSharesRight : 0;
+    queue.tell(tile);
+  }
+  queue.tell(end_tile());
+}
+
+// The same without pairs across groups (make_paired_row_map): the two blocks of a cluster share a column of the
+// weight, or, in the last row tile of an odd group, the rows of x.
+template <int kColumns>
+__device__ __forceinline__ void schedule_row_pairs(const RowMap& map, int64_t N, int64_t num_blocks,
+                                                   TileQueue<kColumns>& queue) {
+  const int64_t rank = cluster_rank();
+  const int64_t columns = (N + kColumns - 1) / kColumns;
+  const int64_t clusters = gridDim.x / 2;
+  const int64_t total = map.row_tiles[map.G];
+  for (int64_t id = blockIdx.x / 2; id < total; id += clusters) {
+    const int64_t group = find_group(map.row_tiles, map.G, id);
+    const int64_t in_group = id - map.row_tiles[group];
+    const int64_t begin = map.offsets[group];
+    const int64_t num_rows = map.offsets[group + 1] - begin;
+    const int64_t row_tiles = (num_rows + kTileRows - 1) / kTileRows;
+    const int64_t pairs = row_tiles / 2;
+    int64_t row = row_tiles - 1;
+    int64_t column = (in_group - pairs * columns) * 2 + rank;  // past the end: a tile without columns
+    int32_t flags = Tile::kSharesLeft;
+    if (in_group < pairs * columns) {
+      const TileIndex index = banded(in_group, pairs, columns, kBandRows / 2);
+      row = index.row * 2 + rank;
+      column = index.column;
+      flags = Tile::kSharesRight;
+    }
+    Tile tile;
+    tile.row = static_cast<int32_t>(begin + row * kTileRows);
+    tile.num_rows = static_cast<int32_t>(num_rows - row * kTileRows);
+    tile.column = static_cast<int32_t>(column * kColumns);
+    tile.group = static_cast<int32_t>(group);
+    tile.first_token = tile.num_tokens = 0;
+    tile.num_blocks = static_cast<int32_t>(num_blocks);
+    tile.flags = flags;
     queue.tell(tile);
   }
   queue.tell(end_tile());
@@ -90,7 +128,7 @@ __device__ __forceinline__ void schedule_groups(const RowMap& map, int64_t out_r
     tile.first_token = static_cast<int32_t>(begin);
     tile.num_tokens = static_cast<int32_t>(tokens);
     tile.num_blocks = static_cast<int32_t>((tokens + kReduceTile - 1) / kReduceTile);
-    tile.flags = size > 1 && mine.column == other.column ? Tile::kIsShared : 0;
+    tile.flags = size > 1 && mine.column == other.column ? Tile::kSharesRight : 0;
     queue.tell(tile);
   }
   queue.tell(end_tile());

@@ -20,8 +20,13 @@ struct WgradTensors {
 
 // kAccumulate: what the result held comes through the ring behind the operands, in the panels in which it will
 // leave.
-template <typename T, int kColumns, bool kAccumulate>
+// kZero: the group is empty, the accumulators hold nothing.
+enum class WgradMode { kOverwrite, kAccumulate, kZero };
+
+template <typename T, int kColumns, WgradMode kMode>
 class WgradEnding {
+  static constexpr bool kAccumulate = kMode == WgradMode::kAccumulate;
+
  public:
   __device__ __forceinline__ WgradEnding(const WgradTensors<T>& p, const Tile& tile, int index,
                                          RingReader<kColumns>& ring)
@@ -56,6 +61,7 @@ class WgradEnding {
   }
 
   __device__ __forceinline__ float2 value(int jj, int half, float2 v) const {
+    if constexpr (kMode == WgradMode::kZero) return {0.0f, 0.0f};
     if constexpr (kAccumulate) return {add(old_[jj][half].x, v.x), add(old_[jj][half].y, v.y)};
     return v;
   }
@@ -117,7 +123,7 @@ class WgradWork {
 #pragma unroll
     for (int panel = 0; panel < kTileRows / 64; ++panel)
       load_box(left + panel * kPanelBytes, p_.left, filled, tile.row + panel * 64, token, 0);
-    const bool is_shared = tile.is_shared();
+    const bool is_shared = tile.shares_right();
     const int first = is_shared ? static_cast<int>(cluster_rank()) * (kPanels / 2) : 0;
     const int count = is_shared ? kPanels / 2 : kPanels;
     const uint16_t mask = is_shared ? 3 : 0;
@@ -128,20 +134,22 @@ class WgradWork {
   __device__ __forceinline__ void finish(const Tile& tile, int index, const float (&acc)[kColumns / 2],
                                          uint32_t staging, RingReader<kColumns>& ring) const {
     if (p_.wgrad.accumulate) {
-      finish_as<true>(tile, index, acc, staging, ring);
+      finish_as<WgradMode::kAccumulate>(tile, index, acc, staging, ring);
+    } else if (tile.num_blocks == 0) {
+      finish_as<WgradMode::kZero>(tile, index, acc, staging, ring);
     } else {
-      finish_as<false>(tile, index, acc, staging, ring);
+      finish_as<WgradMode::kOverwrite>(tile, index, acc, staging, ring);
     }
   }
 
  private:
-  template <bool kAccumulate>
+  template <WgradMode kMode>
   __device__ __forceinline__ void finish_as(const Tile& tile, int index, const float (&acc)[kColumns / 2],
                                             uint32_t staging, RingReader<kColumns>& ring) const {
-    WgradEnding<T, kColumns, kAccumulate> ending(p_, tile, index, ring);
+    WgradEnding<T, kColumns, kMode> ending(p_, tile, index, ring);
     const int64_t rest = p_.wgrad.columns - tile.column;
     // All panels that came through the ring must be taken from it.
-    const int columns = !kAccumulate && rest < kColumns ? static_cast<int>(rest) : kColumns;
+    const int columns = kMode != WgradMode::kAccumulate && rest < kColumns ? static_cast<int>(rest) : kColumns;
     if (p_.wgrad.out.is_wide) {
       write_panels<T, true, kColumns>(acc, columns, index, staging, ending);
     } else {

@@ -66,7 +66,8 @@ __device__ __forceinline__ A mm_finish(A acc, bool has_bias, A bias, bool has_sc
   return acc;
 }
 
-// Rows S.. of out, if they are to be zeroed; shared among `threads` threads, of which this is number `thread`.
+// Rows S.. of out, if they are to be zeroed; shared among `threads` threads, of which this is number
+// `thread`.
 template <typename T>
 __device__ __forceinline__ void mm_zero_tail(const MmParams<T>& p, int64_t thread, int64_t threads) {
   if (!p.zero_tail) return;

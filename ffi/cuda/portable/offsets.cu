@@ -83,7 +83,8 @@ __device__ __forceinline__ void compute_offsets(const OffsetsParams& p) {
     __syncthreads();
     const int64_t begin = threadIdx.x == 0 ? carry_rows : ends[threadIdx.x - 1];
     int64_t tiles = (end - begin + p.tile_rows - 1) / p.tile_rows;
-    if (p.paired_columns != 0) tiles = tiles / 2 * p.paired_columns + tiles % 2 * ((p.paired_columns + 1) / 2);
+    if (p.paired_columns != 0)
+      tiles = tiles / 2 * p.paired_columns + tiles % 2 * ((p.paired_columns + 1) / 2);
     const int64_t tiles_end = block_scan(tiles, carry_tiles, Add(), warp_totals);
     if (exists) {
       p.offsets[g + 1] = end;
@@ -117,7 +118,8 @@ __device__ void order_groups(const OffsetsParams& p) {
   p.order[rank] = g;
 }
 
-__global__ void __launch_bounds__(kMaxThreads) ordered_offsets_kernel(const __grid_constant__ OffsetsParams p) {
+__global__ void __launch_bounds__(kMaxThreads)
+    ordered_offsets_kernel(const __grid_constant__ OffsetsParams p) {
   compute_offsets(p);
   if (p.sizes.count <= kMaxOrdered) {
     order_groups(p);

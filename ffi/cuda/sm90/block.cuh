@@ -19,7 +19,8 @@
 namespace grouped::cuda::sm90 {
 
 inline constexpr int kTileRows = 128;
-inline constexpr int kReduceTile = 64;  // of the reduction, in one stage: one 128-byte line of 16-bit elements
+inline constexpr int kReduceTile =
+    64;  // of the reduction, in one stage: one 128-byte line of 16-bit elements
 inline constexpr int kThreads = 384;
 inline constexpr int kMultipliers = 2;  // warpgroups
 inline constexpr int kProducerRegisters = 56;
@@ -48,9 +49,9 @@ struct Shared {
   static constexpr uint32_t kLeftBytes = kTileRows * kLineBytes;
   static constexpr uint32_t kStageBytes = kLeftBytes + kColumns * kLineBytes;
   static constexpr int kStages = 4 * (kLeftBytes + 256 * kLineBytes) / kStageBytes;
-  static constexpr int kTiles = 4;  // in the queue
+  static constexpr int kTiles = 4;                                          // in the queue
   static constexpr int kPanels = kStageBytes / kPanelBytes / kMultipliers;  // of a stage, for each multiplier
-  static constexpr uint32_t kStagingBytes = 2 * kPanelBytes;  // of one multiplier
+  static constexpr uint32_t kStagingBytes = 2 * kPanelBytes;                // of one multiplier
   static constexpr uint32_t kStaging = kStages * kStageBytes;
   static constexpr uint32_t kTileQueue = kStaging + kMultipliers * kStagingBytes;
   static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
@@ -66,8 +67,8 @@ struct Shared {
   }
   __device__ __forceinline__ uint32_t filled(int stage) const { return base + kBarriers + stage * 8; }
   __device__ __forceinline__ uint32_t emptied(int stage) const { return filled(kStages + stage); }
-  // Of a tile in the queue: the scheduler has told it; all are done with it; the first multiplier has cleaned the
-  // last stage of the right operand.
+  // Of a tile in the queue: the scheduler has told it; all are done with it; the first multiplier has cleaned
+  // the last stage of the right operand.
   __device__ __forceinline__ uint32_t told(int slot) const { return filled(2 * kStages + slot); }
   __device__ __forceinline__ uint32_t heard(int slot) const { return filled(2 * kStages + kTiles + slot); }
   __device__ __forceinline__ uint32_t cleaned(int slot) const {
@@ -102,8 +103,7 @@ class TileQueue {
     barrier_wait(shared_.heard(cursor_.at), cursor_.parity ^ 1);
     if (threadIdx.x % 32 == 0) {
       tiles_[cursor_.at * 2] = make_int4(tile.row, tile.num_rows, tile.column, tile.group);
-      tiles_[cursor_.at * 2 + 1] =
-          make_int4(tile.first_token, tile.num_tokens, tile.num_blocks, tile.flags);
+      tiles_[cursor_.at * 2 + 1] = make_int4(tile.first_token, tile.num_tokens, tile.num_blocks, tile.flags);
       barrier_arrive(shared_.told(cursor_.at));
     }
     cursor_.advance();

@@ -36,8 +36,8 @@ __device__ __forceinline__ float2 unpacked(uint32_t v) {
   return widen_pair(*reinterpret_cast<const decltype(narrow_pair(T(), 0.0f, 0.0f))*>(&v));
 }
 
-// `Ending`: prepare<kCount>(j) fetches what columns 8 j .. 8 (j + kCount) need; value(j, jj, half, v) ends the
-// arithmetic of a pair in column block j + jj; write(panel, column, ...) takes a finished panel away.
+// `Ending`: prepare<kCount>(j) fetches what columns 8 j .. 8 (j + kCount) need; value(j, jj, half, v) ends
+// the arithmetic of a pair in column block j + jj; write(panel, column, ...) takes a finished panel away.
 // kWide: fp32 results. `num_columns` of the tile exist.
 template <typename T, bool kWide, int kColumns, typename Ending>
 __device__ __forceinline__ void write_panels(const float (&acc)[kColumns / 2], int num_columns, int index,
@@ -60,8 +60,8 @@ __device__ __forceinline__ void write_panels(const float (&acc)[kColumns / 2], i
         for (int jj = 0; jj < kCount; ++jj) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const float2 v = ending.value(
-                jj, half, {acc[(j + jj) * 4 + half * 2], acc[(j + jj) * 4 + half * 2 + 1]});
+            const float2 v =
+                ending.value(jj, half, {acc[(j + jj) * 4 + half * 2], acc[(j + jj) * 4 + half * 2 + 1]});
             store_shared_8(panel + panel_offset(place.row(half), jj * 2 + lane % 4 / 2) + lane % 2 * 8, v);
           }
         }

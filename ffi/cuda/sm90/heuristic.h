@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which problems the Hopper kernels take, and in which configuration. Pure functions. The family (these kernels
-// or the portable ones) may depend on device, dtype, K, N, storage and alignment alone, because it changes bits;
-// a configuration changes none.
+// Which problems the Hopper kernels take, and in which configuration. Pure functions. The family (these
+// kernels or the portable ones) may depend on device, dtype, K, N, storage and alignment alone, because it
+// changes bits; a configuration changes none.
 #pragma once
 
 #include <string>
@@ -35,7 +35,8 @@ inline bool dims_fit(int64_t T, int64_t K, int64_t N, int64_t G) {
 
 inline bool is_16bit(DType t) { return t == DType::kF16 || t == DType::kBF16; }
 
-// `capability`: major * 10 + minor of the device. Without rows or groups there is no sum, so no bits to differ.
+// `capability`: major * 10 + minor of the device. Without rows or groups there is no sum, so no bits to
+// differ.
 inline bool can_take(const MmProblem& p, int capability) {
   return capability == 90 && is_16bit(p.in) && p.T > 0 && p.G > 0 && p.K > 0 && p.N > 0 &&
          dims_fit(p.T, p.K, p.N, p.G) && rows_fit(p.x, p.K * 2) &&
@@ -47,8 +48,8 @@ inline bool can_take(const WgradProblem& p, int capability) {
          rows_fit(p.out, 16);
 }
 
-// Pairs within groups halve the traffic of an operand, but an odd count of columns leaves a block without work at
-// the end of each odd group.
+// Pairs within groups halve the traffic of an operand, but an odd count of columns leaves a block without
+// work at the end of each odd group.
 inline Config mm_config(int64_t, int64_t N, bool) {
   const int columns = N <= 128 ? 128 : 256;
   const int64_t column_tiles = (N + columns - 1) / columns;

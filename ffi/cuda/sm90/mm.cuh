@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// out[t] = round((x[t] @ W[g] + bias[g]) * row_scale[t]) for 16-bit x and W. A tile that overruns its group reads
-// the rows of the next one; they meet nothing but their own rows of the accumulator, which are not stored.
+// out[t] = round((x[t] @ W[g] + bias[g]) * row_scale[t]) for 16-bit x and W. A tile that overruns its group
+// reads the rows of the next one; they meet nothing but their own rows of the accumulator, which are not
+// stored.
 #pragma once
 
 #include "common/launch.h"
@@ -54,8 +55,7 @@ class MmEnding {
   __device__ __forceinline__ void write(uint32_t panel, int column) const {
     const int thread = threadIdx.x % 128;
     if (num_rows_ >= 64) {
-      if (thread == 0)
-        store_box(p_.out, panel, tile_.column + column, static_cast<int32_t>(first_row()));
+      if (thread == 0) store_box(p_.out, panel, tile_.column + column, static_cast<int32_t>(first_row()));
       return;
     }
     const int unit = thread % 8;

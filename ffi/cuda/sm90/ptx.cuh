@@ -71,7 +71,8 @@ __device__ __forceinline__ bool barrier_passed(uint32_t barrier, uint32_t parity
       : "memory");
   return passed != 0;
 }
-// Waits for the end of the phase of this parity. GROUPED_WATCHDOG (debugging builds): traps instead of hanging.
+// Waits for the end of the phase of this parity. GROUPED_WATCHDOG (debugging builds): traps instead of
+// hanging.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
 #ifdef GROUPED_WATCHDOG
   const long long begin = clock64();
@@ -113,8 +114,8 @@ __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap& map) {
 
 // Copies one box to shared memory, zeros in place of what lies outside the tensor, and counts its bytes at
 // `barrier`. `mask` other than 0: to the same place in every block of the mask.
-__device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map, uint32_t barrier, int32_t c0,
-                                         int32_t c1, uint16_t mask) {
+__device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
+                                         int32_t c0, int32_t c1, uint16_t mask) {
   const uint64_t address = reinterpret_cast<uint64_t>(&map);
   if (mask == 0) {
     asm volatile(
@@ -124,24 +125,27 @@ __device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map
         : "memory");
   } else {
     asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], "
         "[%1, {%3, %4}], [%2], %5;\n" ::"r"(shared),
         "l"(address), "r"(barrier), "r"(c0), "r"(c1), "h"(mask)
         : "memory");
   }
 }
-__device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map, uint32_t barrier, int32_t c0,
-                                         int32_t c1, int32_t c2, uint16_t mask) {
+__device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
+                                         int32_t c0, int32_t c1, int32_t c2, uint16_t mask) {
   const uint64_t address = reinterpret_cast<uint64_t>(&map);
   if (mask == 0) {
     asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, "
+        "%5}], "
         "[%2];\n" ::"r"(shared),
         "l"(address), "r"(barrier), "r"(c0), "r"(c1), "r"(c2)
         : "memory");
   } else {
     asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], "
         "[%1, {%3, %4, %5}], [%2], %6;\n" ::"r"(shared),
         "l"(address), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "h"(mask)
         : "memory");
@@ -150,19 +154,17 @@ __device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map
 
 // Copies one box from shared memory; what lies outside the tensor is not written.
 __device__ __forceinline__ void store_box(const CUtensorMap& map, uint32_t shared, int32_t c0, int32_t c1) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];\n" ::"l"(
-          reinterpret_cast<uint64_t>(&map)),
-      "r"(shared), "r"(c0), "r"(c1)
-      : "memory");
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];\n" ::"l"(
+                   reinterpret_cast<uint64_t>(&map)),
+               "r"(shared), "r"(c0), "r"(c1)
+               : "memory");
 }
 __device__ __forceinline__ void store_box(const CUtensorMap& map, uint32_t shared, int32_t c0, int32_t c1,
                                           int32_t c2) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];\n" ::"l"(
-          reinterpret_cast<uint64_t>(&map)),
-      "r"(shared), "r"(c0), "r"(c1), "r"(c2)
-      : "memory");
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];\n" ::"l"(
+                   reinterpret_cast<uint64_t>(&map)),
+               "r"(shared), "r"(c0), "r"(c1), "r"(c2)
+               : "memory");
 }
 __device__ __forceinline__ void store_commit() { asm volatile("cp.async.bulk.commit_group;\n" ::: "memory"); }
 // Waits until at most `kPending` of this thread's newest groups of stores still read shared memory.
@@ -175,8 +177,8 @@ __device__ __forceinline__ void store_wait() { asm volatile("cp.async.bulk.wait_
 // Four 8x8 matrices of 16-bit elements from fragments; lane l names row l % 8 of matrix l / 8.
 __device__ __forceinline__ void stmatrix_x4(uint32_t shared, uint32_t m0, uint32_t m1, uint32_t m2,
                                             uint32_t m3) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared::cta.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared), "r"(m0),
-               "r"(m1), "r"(m2), "r"(m3)
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared::cta.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared),
+               "r"(m0), "r"(m1), "r"(m2), "r"(m3)
                : "memory");
 }
 __device__ __forceinline__ void store_shared_8(uint32_t shared, float2 v) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tiles a block takes, in which order. The blocks of a cluster take neighbours in a column; clusters walk
-// all tiles with a stride of their number. The order decides speed alone, never a bit of a result.
+// Which tiles a block takes, in which order. The blocks of a cluster take neighbours in a column; clusters
+// walk all tiles with a stride of their number. The order decides speed alone, never a bit of a result.
 #pragma once
 
 #include "portable/schedule.cuh"
@@ -8,7 +8,8 @@
 
 namespace grouped::cuda::sm90 {
 
-// Rows of tiles walked down before one column right: tiles that run together then share few operand rows in L2.
+// Rows of tiles walked down before one column right: tiles that run together then share few operand rows in
+// L2.
 inline constexpr int kBandRows = 16;
 
 __device__ __forceinline__ TileIndex banded(int64_t tile, int64_t rows, int64_t columns, int64_t band_rows) {
@@ -55,8 +56,8 @@ __device__ __forceinline__ void schedule_rows(const RowMap& map, int64_t N, int6
   queue.tell(end_tile());
 }
 
-// The same without pairs across groups (make_paired_row_map): the two blocks of a cluster share a column of the
-// weight, or, in the last row tile of an odd group, the rows of x.
+// The same without pairs across groups (make_paired_row_map): the two blocks of a cluster share a column of
+// the weight, or, in the last row tile of an odd group, the rows of x.
 template <int kColumns>
 __device__ __forceinline__ void schedule_row_pairs(const RowMap& map, int64_t N, int64_t num_blocks,
                                                    TileQueue<kColumns>& queue) {
@@ -95,8 +96,8 @@ __device__ __forceinline__ void schedule_row_pairs(const RowMap& map, int64_t N,
 
 // Ragged reduction: the tiles of each group's whole result. A cluster stays in one group, so that both of its
 // blocks reduce over the same rows; past the end of an odd group the second block gets a tile without rows.
-// Groups come from the largest to the smallest, and clusters take turns forth and back: what a cluster gains in
-// one turn it loses in the next, and the last turn is of short tiles.
+// Groups come from the largest to the smallest, and clusters take turns forth and back: what a cluster gains
+// in one turn it loses in the next, and the last turn is of short tiles.
 template <int kColumns>
 __device__ __forceinline__ void schedule_groups(const RowMap& map, int64_t out_rows, int64_t out_columns,
                                                 bool skip_empty, TileQueue<kColumns>& queue) {
@@ -118,8 +119,8 @@ __device__ __forceinline__ void schedule_groups(const RowMap& map, int64_t out_r
     if (skip_empty && tokens == 0) continue;
     const bool exists = first + rank < rows * columns;
     const TileIndex mine = banded(exists ? first + rank : first, rows, columns, kBandRows);
-    const TileIndex other = banded(first + size - 1 < rows * columns ? first + size - 1 - rank : first, rows,
-                                   columns, kBandRows);
+    const TileIndex other =
+        banded(first + size - 1 < rows * columns ? first + size - 1 - rank : first, rows, columns, kBandRows);
     Tile tile;
     tile.row = static_cast<int32_t>(exists ? mine.row * kTileRows : rows * kTileRows);
     tile.num_rows = static_cast<int32_t>(out_rows - tile.row);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sm90/tensor_map.h"
-
 #include <cuda_runtime.h>
 
 #include <string>
 #include <utility>
+
+#include "sm90/tensor_map.h"
 
 namespace grouped::cuda::sm90 {
 namespace {
@@ -15,8 +15,8 @@ using Encode = decltype(&cuTensorMapEncodeTiled);
 Encode find_encode() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                             cudaEnableDefault, &found);
+  const cudaError_t error =
+      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
   if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) {
     (void)cudaGetLastError();
     return nullptr;
@@ -57,10 +57,10 @@ void TensorMaps::add(CUtensorMap* map, const void* data, std::initializer_list<i
     stride *= sizes[d];
     strides[d] = stride;  // of dimension d + 1; the last is not read
   }
-  const CUresult result = encode(map, type_of(dtype), static_cast<cuuint32_t>(rank), const_cast<void*>(data),
-                                 sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                 CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode(map, type_of(dtype), static_cast<cuuint32_t>(rank), const_cast<void*>(data), sizes, strides,
+             boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     fail("cuTensorMapEncodeTiled failed with CUresult " + std::to_string(static_cast<int>(result)) + ".");
   }

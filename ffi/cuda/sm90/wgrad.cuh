@@ -18,9 +18,8 @@ struct WgradTensors {
   WgradParams<T> wgrad;
 };
 
-// kAccumulate: what the result held comes through the ring behind the operands, in the panels in which it will
-// leave.
-// kZero: the group is empty, the accumulators hold nothing.
+// kAccumulate: what the result held comes through the ring behind the operands, in the panels in which it
+// will leave. kZero: the group is empty, the accumulators hold nothing.
 enum class WgradMode { kOverwrite, kAccumulate, kZero };
 
 template <typename T, int kColumns, WgradMode kMode>
@@ -48,8 +47,8 @@ class WgradEnding {
             old_[jj][half] =
                 load_shared_8(panel + panel_offset(place_.row(half), jj * 2 + lane % 4 / 2) + lane % 2 * 8);
           } else {
-            old_[jj][half] = unpacked<T>(
-                load_shared_4(panel + panel_offset(place_.row(half), jj) + lane % 4 * 4));
+            old_[jj][half] =
+                unpacked<T>(load_shared_4(panel + panel_offset(place_.row(half), jj) + lane % 4 * 4));
           }
         }
       }
@@ -149,7 +148,8 @@ class WgradWork {
     WgradEnding<T, kColumns, kMode> ending(p_, tile, index, ring);
     const int64_t rest = p_.wgrad.columns - tile.column;
     // All panels that came through the ring must be taken from it.
-    const int columns = kMode != WgradMode::kAccumulate && rest < kColumns ? static_cast<int>(rest) : kColumns;
+    const int columns =
+        kMode != WgradMode::kAccumulate && rest < kColumns ? static_cast<int>(rest) : kColumns;
     if (p_.wgrad.out.is_wide) {
       write_panels<T, true, kColumns>(acc, columns, index, staging, ending);
     } else {
@@ -175,8 +175,8 @@ Status launch_wgrad(const typename Work::Params& params, const Config& config, c
   if (!allowed.ok()) return allowed;
   const int64_t per_group = saturating_product(ceil_div(params.wgrad.rows, kTileRows),
                                                ceil_div(params.wgrad.columns, Work::kColumns));
-  const int64_t tiles = saturating_product(ceil_div(per_group, config.cluster) * config.cluster,
-                                           params.wgrad.map.G);
+  const int64_t tiles =
+      saturating_product(ceil_div(per_group, config.cluster) * config.cluster, params.wgrad.map.G);
   return launch_clusters(kernel, tiles, config.cluster, dim3(kThreads), kBytes, launch, params);
 }
 

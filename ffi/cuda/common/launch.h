@@ -83,8 +83,8 @@ Status launch_kernel(void (*kernel)(Params), unsigned int grid, dim3 block, size
   return launch_status(cudaLaunchKernelEx(&config, kernel, params), launch.device);
 }
 
-// Launches a persistent kernel of one block a multiprocessor, in clusters of `cluster_size` blocks, for `tiles`
-// pieces of work.
+// Launches a persistent kernel of one block a multiprocessor, in clusters of `cluster_size` blocks, for
+// `tiles` pieces of work.
 template <typename Params>
 Status launch_clusters(void (*kernel)(Params), int64_t tiles, int cluster_size, dim3 block,
                        size_t shared_bytes, const Launch& launch, const Params& params) {

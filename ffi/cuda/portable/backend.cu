@@ -27,7 +27,8 @@ Status on_device(const GroupSizes& sizes, const Launch& launch, bool is_empty, B
 }
 
 // GROUPED_LOG=1: the kernels chosen for these K, N and G.
-void log_choice(const char* operation, int64_t K, int64_t N, int64_t G, bool is_gkn, const std::string& choice) {
+void log_choice(const char* operation, int64_t K, int64_t N, int64_t G, bool is_gkn,
+                const std::string& choice) {
   if (!log_switch()) return;
   log_once(std::string(operation) + (is_gkn ? " [G,K,N]" : " [G,N,K]") + " K=" + std::to_string(K) +
            " N=" + std::to_string(N) + " G=" + std::to_string(G) + ": " + choice);

@@ -177,9 +177,10 @@ void mm_suite(Report& report, bool quick) {
   struct Shape {
     int64_t K, N;
   };
-  const std::vector<Shape> shapes = quick ? std::vector<Shape>{{40, 136}, {136, 264}, {33, 17}}
-                                          : std::vector<Shape>{{40, 136}, {33, 17},  {1, 1},     {0, 5},
-                                                               {5, 0},    {256, 72}, {130, 200}, {72, 265}, {392, 520}};
+  const std::vector<Shape> shapes =
+      quick ? std::vector<Shape>{{40, 136}, {136, 264}, {33, 17}}
+            : std::vector<Shape>{{40, 136}, {33, 17},   {1, 1},    {0, 5},    {5, 0},
+                                 {256, 72}, {130, 200}, {72, 265}, {392, 520}};
   report.begin_suite("mm");
   std::mt19937_64 rng(1);
   for (int dtype : kDTypes) {

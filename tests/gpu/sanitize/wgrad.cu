@@ -152,9 +152,9 @@ void for_each_case(bool quick, std::mt19937_64& rng, Body&& body) {
   struct Shape {
     int64_t K, N;
   };
-  const std::vector<Shape> shapes =
-      quick ? std::vector<Shape>{{40, 136}, {264, 136}, {33, 17}}
-            : std::vector<Shape>{{40, 136}, {33, 17}, {1, 1}, {0, 5}, {5, 0}, {136, 72}, {130, 67}, {264, 520}};
+  const std::vector<Shape> shapes = quick ? std::vector<Shape>{{40, 136}, {264, 136}, {33, 17}}
+                                          : std::vector<Shape>{{40, 136}, {33, 17},  {1, 1},    {0, 5},
+                                                               {5, 0},    {136, 72}, {130, 67}, {264, 520}};
   for (int dtype : kDTypes) {
     for (const Groups& groups : group_cases(quick)) {
       for (const Shape& shape : shapes) {

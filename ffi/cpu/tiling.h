@@ -14,7 +14,7 @@ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 // One task's part of a result, and the most that its buffers on the stack hold.
 template <typename A>
 struct TileLimits {
-  static constexpr int64_t kRows = 384;
+  static constexpr int64_t kRows = 512;
   static constexpr int64_t kColumns = sizeof(A) == 4 ? 256 : 128;
   static constexpr int64_t kSteps = 256;  // of the contraction, packed at a time
 };

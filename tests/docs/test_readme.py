@@ -41,6 +41,12 @@ def test_links_lead_somewhere():
     assert [t for t in targets if not (ROOT / t).exists()] == []
 
 
+def test_table_is_made_from_the_committed_result():
+    command = [sys.executable, "-m", "benchmarks.readme_table", "benchmarks/results/h100.json"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert made.strip() in README
+
+
 def test_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
     commands = re.findall(r"^make ([\w-]+)", "\n".join(blocks("sh")), re.MULTILINE)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's table, made from a committed result file: `python -m benchmarks.readme_table FILE`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+SHAPES = ("dsv3-ep32-up", "dsv3-ep32-down", "qwen3-235b-up", "qwen3-30b-up", "olmoe-down", "mixtral-up")
+OPERATIONS = ("fwd", "dgrad", "wgrad")
+OURS, JAX_OURS, JAX_NATIVE = "torch_grouped", "jax_grouped", "jax.lax.ragged_dot"
+
+
+def _speed(case: dict[str, Any], peer: str) -> float | None:
+    found = case["peers"].get(peer, {})
+    return found["tflops"] if found.get("status") == "ok" else None
+
+
+def _best_peer(case: dict[str, Any]) -> float:
+    rivals = [p["tflops"] for p in case["peers"].values() if p["role"] == "peer" and p.get("status") == "ok"]
+    return max(rivals)
+
+
+def _mean(ratios: list[float]) -> float:
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: a row a shape, then the geometric means over all cases of the file."""
+    cases = results["cases"]
+    cases = list(cases.values()) if isinstance(cases, dict) else cases
+    even = {(c["shape"]["name"], c["op"]): c for c in cases if c["draw"] == "even"}
+    lines = [
+        "| bf16, even sizes, TF/s | G, T, K, N | fwd: ours / best peer | dgrad | wgrad | JAX fwd: ours / `lax.ragged_dot` |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in SHAPES:
+        shape = even[name, "fwd"]["shape"]
+        pairs = [f"{_speed(even[name, op], OURS):.0f} / {_best_peer(even[name, op]):.0f}" for op in OPERATIONS]
+        ours, native = (_speed(even[name, "fwd"], peer) for peer in (JAX_OURS, JAX_NATIVE))
+        in_jax = f"{ours:.0f} / " + ("out of memory or not run" if native is None else f"{native:.0f}")
+        size = ", ".join(str(shape[letter]) for letter in "GTKN")
+        lines.append(f"| {name} | {size} | " + " | ".join([*pairs, in_jax]) + " |")
+    for draw in ("even", "zipf"):
+        means = []
+        for op in OPERATIONS:
+            chosen = [c for c in cases if c["op"] == op and c["draw"] == draw and _speed(c, OURS)]
+            means.append(f"{_mean([_speed(c, OURS) / _best_peer(c) for c in chosen]):.2f} of {len(chosen)}")
+        lines.append(f"| ours / best peer, geometric mean, {draw} | | " + " | ".join(means) + " | |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    print(table(json.loads(Path(sys.argv[1]).read_text())))
+
+
+if __name__ == "__main__":
+    main()

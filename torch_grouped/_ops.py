@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from grouped_core import Activation, Op, Options, Tail, check, check_symbolic, run
+from grouped_core import Activation, Op, Options, Tail, check, check_symbolic, other_layout, run
 from torch_grouped._describe import current_stream, describe, describe_fake, new_workspace
 
 _library = torch.library.Library("grouped_ffi", "DEF")
@@ -115,7 +115,7 @@ def _dgrad_fake(dy, weight, group_sizes, row_scale, dgrad_out, scaled_out, weigh
     inputs = {"dy": dy, "weight": weight, "group_sizes": group_sizes, "bias": None, "row_scale": row_scale}
     for target in (dgrad_out, scaled_out):
         if target is not None:
-            _check_fake(Op.MM, {**inputs, "dgrad_out": target}, Options(weight_layout=1 - weight_layout))
+            _check_fake(Op.MM, {**inputs, "dgrad_out": target}, Options(weight_layout=other_layout(weight_layout)))
 
 
 @_operator(
@@ -130,7 +130,7 @@ def dgrad(dy, weight, group_sizes, row_scale, dgrad_out, scaled_out, weight_layo
     """
     inputs = (describe(dy, "dy"), describe(weight), describe(group_sizes), None, describe(row_scale))
     tensors = (*inputs, describe(dgrad_out, "dgrad_out"))
-    options = Options(weight_layout=1 - weight_layout, tail=_tail(zero_tail))
+    options = Options(weight_layout=other_layout(weight_layout), tail=_tail(zero_tail))
     if scaled_out is not None:
         check(Op.MM, (*inputs, describe(scaled_out, "dgrad_out")), options)
     dims = (dy.shape[-1], dgrad_out.shape[-1], group_sizes.shape[0])

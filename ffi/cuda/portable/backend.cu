@@ -34,12 +34,33 @@ void log_choice(const char* operation, int64_t K, int64_t N, int64_t G, bool is_
            " N=" + std::to_string(N) + " G=" + std::to_string(G) + ": " + choice);
 }
 
+template <typename Problem>
+bool use_sm90(const Problem& p, const Launch& launch) {
+  return cuda::sm90::can_take(p, cuda::compute_capability(launch.device)) &&
+         test_kernels() != TestKernels::kPortable;
+}
+
+cuda::sm90::Config as_forced(cuda::sm90::Config config) {
+  switch (test_kernels()) {
+    case TestKernels::kTurns:
+      config.takes_turns = true;
+      break;
+    case TestKernels::kShare:
+      config.takes_turns = false;
+      break;
+    default:
+      break;
+  }
+  return config;
+}
+
 Status mm(const MmProblem& p, const Launch& launch) {
   return on_device(p.sizes, launch, p.T == 0 || p.N == 0, [&] {
-    if (cuda::sm90::can_take(p, cuda::compute_capability(launch.device))) {
-      log_choice("grouped_mm", p.K, p.N, p.G, p.weight_is_gkn,
-                 to_string(cuda::sm90::mm_config(p.K, p.N, p.weight_is_gkn)));
-      return p.in == DType::kF16 ? cuda::sm90::mm_f16(p, launch) : cuda::sm90::mm_bf16(p, launch);
+    if (use_sm90(p, launch)) {
+      const cuda::sm90::Config config = as_forced(cuda::sm90::mm_config(p.T, p.K, p.N, p.G));
+      log_choice("grouped_mm", p.K, p.N, p.G, p.weight_is_gkn, to_string(config));
+      return p.in == DType::kF16 ? cuda::sm90::mm_f16(p, config, launch)
+                                 : cuda::sm90::mm_bf16(p, config, launch);
     }
     log_choice("grouped_mm", p.K, p.N, p.G, p.weight_is_gkn, "portable");
     switch (p.in) {
@@ -57,10 +78,11 @@ Status mm(const MmProblem& p, const Launch& launch) {
 
 Status wgrad(const WgradProblem& p, const Launch& launch) {
   return on_device(p.sizes, launch, p.G == 0 || p.K == 0 || p.N == 0, [&] {
-    if (cuda::sm90::can_take(p, cuda::compute_capability(launch.device))) {
-      log_choice("grouped_wgrad", p.K, p.N, p.G, p.out_is_gkn,
-                 to_string(cuda::sm90::wgrad_config(p.K, p.N, p.out_is_gkn)));
-      return p.in == DType::kF16 ? cuda::sm90::wgrad_f16(p, launch) : cuda::sm90::wgrad_bf16(p, launch);
+    if (use_sm90(p, launch)) {
+      const cuda::sm90::Config config = as_forced(cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G));
+      log_choice("grouped_wgrad", p.K, p.N, p.G, p.out_is_gkn, to_string(config));
+      return p.in == DType::kF16 ? cuda::sm90::wgrad_f16(p, config, launch)
+                                 : cuda::sm90::wgrad_bf16(p, config, launch);
     }
     log_choice("grouped_wgrad", p.K, p.N, p.G, p.out_is_gkn, "portable");
     switch (p.in) {

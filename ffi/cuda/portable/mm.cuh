@@ -66,20 +66,20 @@ __device__ __forceinline__ A mm_finish(A acc, bool has_bias, A bias, bool has_sc
   return acc;
 }
 
-// Rows S.. of out, if they are to be zeroed; shared among `threads` threads, of which this is number
-// `thread`.
+// Rows `S`.. of out become zeros; shared among `threads` threads, of which this is number `thread`.
 template <typename T>
-__device__ __forceinline__ void mm_zero_tail(const MmParams<T>& p, int64_t thread, int64_t threads) {
-  if (!p.zero_tail) return;
+__device__ __forceinline__ void mm_zero_tail(const MmParams<T>& p, int64_t S, int64_t thread,
+                                             int64_t threads) {
   const int64_t row_bytes = p.N * static_cast<int64_t>(p.out.is_wide ? sizeof(Accumulator<T>) : sizeof(T));
   char* out = static_cast<char*>(p.out.data);
-  zero_bytes(out + p.map.offsets[p.map.G] * row_bytes, out + p.rows * row_bytes, thread, threads);
+  zero_bytes(out + S * row_bytes, out + p.rows * row_bytes, thread, threads);
 }
 
-// The same, shared among all threads of the grid.
+// The same where it is asked for, shared among all threads of the grid.
 template <typename T>
 __device__ __forceinline__ void mm_zero_tail(const MmParams<T>& p) {
-  mm_zero_tail(p, blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x,
+  if (!p.zero_tail) return;
+  mm_zero_tail(p, p.map.offsets[p.map.G], blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x,
                gridDim.x * static_cast<int64_t>(blockDim.x));
 }
 

@@ -19,7 +19,6 @@ constexpr int kMaxOrdered = 512;  // groups; among more, chance balances the wor
 struct OffsetsParams {
   GroupSizes sizes;
   int64_t tile_rows;
-  int64_t paired_columns;  // 0: row_tiles counts single row tiles
   int64_t* offsets;
   int64_t* row_tiles;
   int32_t* order;  // may be null
@@ -82,9 +81,7 @@ __device__ __forceinline__ void compute_offsets(const OffsetsParams& p) {
     ends[threadIdx.x] = end;
     __syncthreads();
     const int64_t begin = threadIdx.x == 0 ? carry_rows : ends[threadIdx.x - 1];
-    int64_t tiles = (end - begin + p.tile_rows - 1) / p.tile_rows;
-    if (p.paired_columns != 0)
-      tiles = tiles / 2 * p.paired_columns + tiles % 2 * ((p.paired_columns + 1) / 2);
+    const int64_t tiles = (end - begin + p.tile_rows - 1) / p.tile_rows;
     const int64_t tiles_end = block_scan(tiles, carry_tiles, Add(), warp_totals);
     if (exists) {
       p.offsets[g + 1] = end;
@@ -136,14 +133,14 @@ size_t row_map_size(int64_t G) {
 
 namespace {
 
-Status launch_offsets(const GroupSizes& sizes, int tile_rows, int64_t paired_columns, bool ordered,
-                      const Launch& launch, RowMap* map) {
+Status launch_offsets(const GroupSizes& sizes, int tile_rows, bool ordered, const Launch& launch,
+                      RowMap* map) {
   int64_t* offsets = static_cast<int64_t*>(launch.workspace);
   int64_t* row_tiles = offsets + sizes.count + 1;
   int32_t* order = ordered ? reinterpret_cast<int32_t*>(row_tiles + sizes.count + 1) : nullptr;
   *map = RowMap{offsets, row_tiles, order, sizes.count};
   const int64_t threads = sizes.count >= kMaxThreads ? kMaxThreads : (sizes.count + 31) / 32 * 32;
-  const OffsetsParams params = {sizes, tile_rows, paired_columns, offsets, row_tiles, order};
+  const OffsetsParams params = {sizes, tile_rows, offsets, row_tiles, order};
   return launch_kernel(ordered ? ordered_offsets_kernel : offsets_kernel, 1,
                        dim3(threads == 0 ? 32 : static_cast<unsigned int>(threads)), 0, launch, params);
 }
@@ -151,16 +148,11 @@ Status launch_offsets(const GroupSizes& sizes, int tile_rows, int64_t paired_col
 }  // namespace
 
 Status make_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map) {
-  return launch_offsets(sizes, tile_rows, 0, false, launch, map);
-}
-
-Status make_paired_row_map(const GroupSizes& sizes, int tile_rows, int64_t column_tiles, const Launch& launch,
-                           RowMap* map) {
-  return launch_offsets(sizes, tile_rows, column_tiles, false, launch, map);
+  return launch_offsets(sizes, tile_rows, false, launch, map);
 }
 
 Status make_ordered_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map) {
-  return launch_offsets(sizes, tile_rows, 0, true, launch, map);
+  return launch_offsets(sizes, tile_rows, true, launch, map);
 }
 
 Status check_sizes(const GroupSizes& sizes, const Launch& launch) {

@@ -19,12 +19,6 @@ size_t row_map_size(int64_t G);
 // Writes the map to launch.workspace, with row tiles of `tile_rows` rows that never span two groups.
 Status make_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map);
 
-// The same for clusters of two blocks and results of `column_tiles` columns of tiles: map->row_tiles counts
-// what a cluster takes at once. That is two row tiles of a group in one column, or, of an odd group's last
-// row tile, two columns.
-Status make_paired_row_map(const GroupSizes& sizes, int tile_rows, int64_t column_tiles, const Launch& launch,
-                           RowMap* map);
-
 // As make_row_map(), with map->order.
 Status make_ordered_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map);
 

@@ -10,15 +10,16 @@
 
 namespace grouped::cuda::sm90 {
 
+// See TakeTurns, ShareTiles (block.cuh) and RowCut (mm_schedule.cuh).
 struct Config {
-  int columns;  // of a tile of 128 rows: 256 or 128
-  int cluster;  // blocks that share an operand: 1 or 2
-  bool pairs;   // mm: no cluster takes row tiles of two groups
+  bool takes_turns;
+  bool cuts_evenly;  // mm alone
 };
 
 inline std::string to_string(const Config& c) {
-  return "sm90 128x" + std::to_string(c.columns) + "x64 cluster " + std::to_string(c.cluster) +
-         (c.pairs ? " paired" : "");
+  return std::string("sm90 ") +
+         (c.takes_turns ? "128x192, multipliers take turns" : "128x256, multipliers share") +
+         (c.cuts_evenly ? ", groups cut evenly" : "");
 }
 
 inline bool rows_fit(const void* data, int64_t row_bytes) {
@@ -48,16 +49,14 @@ inline bool can_take(const WgradProblem& p, int capability) {
          rows_fit(p.out, 16);
 }
 
-// Pairs within groups halve the traffic of an operand, but an odd count of columns leaves a block without
-// work at the end of each odd group.
-inline Config mm_config(int64_t, int64_t N, bool) {
-  const int columns = N <= 128 ? 128 : 256;
-  const int64_t column_tiles = (N + columns - 1) / columns;
-  return {columns, 2, column_tiles % 2 == 0 || column_tiles > 8};
+// Narrow tiles overlap the writing of results with products, but fetch more for each product; above 4096 a
+// tile lasts long, and tiles of one width keep the blocks together, so that they find in L2 what the others
+// fetched. Measured: docs/kernel-log.md.
+inline Config mm_config(int64_t T, int64_t K, int64_t, int64_t G) {
+  if (K > 4096) return {false, false};
+  return {T > 256 * G, true};
 }
 
-inline Config wgrad_config(int64_t K, int64_t N, bool out_is_gkn) {
-  return {(out_is_gkn ? N : K) <= 128 ? 128 : 256, 2, false};
-}
+inline Config wgrad_config(int64_t, int64_t, int64_t, int64_t) { return {false, false}; }
 
 }  // namespace grouped::cuda::sm90

@@ -4,12 +4,13 @@
 #pragma once
 
 #include "core/backend.h"
+#include "sm90/heuristic.h"
 
 namespace grouped::cuda::sm90 {
 
-Status mm_f16(const MmProblem& p, const Launch& launch);
-Status mm_bf16(const MmProblem& p, const Launch& launch);
-Status wgrad_f16(const WgradProblem& p, const Launch& launch);
-Status wgrad_bf16(const WgradProblem& p, const Launch& launch);
+Status mm_f16(const MmProblem& p, const Config& config, const Launch& launch);
+Status mm_bf16(const MmProblem& p, const Config& config, const Launch& launch);
+Status wgrad_f16(const WgradProblem& p, const Config& config, const Launch& launch);
+Status wgrad_bf16(const WgradProblem& p, const Config& config, const Launch& launch);
 
 }  // namespace grouped::cuda::sm90

@@ -1,172 +1,169 @@
 // SPDX-License-Identifier: Apache-2.0
-// out[t] = round((x[t] @ W[g] + bias[g]) * row_scale[t]) for 16-bit x and W. A tile that overruns its group
-// reads the rows of the next one; they meet nothing but their own rows of the accumulator, which are not
-// stored.
+// out[t] = round((x[t] @ W[g] + bias[g]) * row_scale[t]) for 16-bit x and W. A tile holds features down and
+// rows of x across: wgmma takes 64 of the one but any multiple of 8 of the other, and it is the groups' rows
+// that come in any number. A tile that overruns its group reads rows of the next one; they meet nothing but
+// their own part of the accumulator, which is not stored.
 #pragma once
 
 #include "common/launch.h"
 #include "common/vector.cuh"
 #include "portable/mm.cuh"
-#include "sm90/epilogue.cuh"
 #include "sm90/heuristic.h"
 #include "sm90/kernels.h"
-#include "sm90/schedule.cuh"
+#include "sm90/mm_ending.cuh"
+#include "sm90/mm_schedule.cuh"
 #include "sm90/tensor_map.h"
 
 namespace grouped::cuda::sm90 {
 
 template <typename T>
 struct MmTensors {
-  CUtensorMap x, weight, out;
+  CUtensorMap x[4];       // in boxes of row_box() rows
+  CUtensorMap weight[2];  // in boxes of a tile's features, and of half of them
+  CUtensorMap out;
   MmParams<T> mm;
-  bool pairs;  // mm.map was made by make_paired_row_map()
+  GroupSizes sizes;
+  bool is_even;     // see RowCut
+  bool has_panels;  // weight[0] of [G,K,N] takes two panels of 64 features in one copy
 };
 
-// What the epilogue needs of one tile. kPlain: neither bias nor row_scale.
-template <typename T, bool kPlain>
-class MmEnding {
+// Rows of x that one copy fetches: few copies make half a tile's rows, a multiple of 16.
+template <typename Shape>
+__host__ __device__ constexpr int row_box(int i) {
+  return i == 0 ? Shape::kMaxWidth / 2 : 128 >> i;
+}
+
+// 128 features of the weight, or half of them for both blocks.
+template <typename T, Major kWeight>
+class FeatureLoader {
  public:
-  __device__ __forceinline__ MmEnding(const MmTensors<T>& p, const Tile& tile, int index)
-      : p_(p), tile_(tile), index_(index), num_rows_(tile.num_rows - index * 64) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = place_.row(half);
-      scale_[half] = has_scale() && row < num_rows_ ? p.mm.row_scale[first_row() + row] : 0.0f;
-    }
+  __device__ __forceinline__ FeatureLoader(const MmTensors<T>& p, const Tile& tile)
+      : p_(p), group_(tile.group), is_shared_(tile.shares_left()) {
+    const int half = is_shared_ ? static_cast<int>(cluster_rank()) : 0;
+    feature_ = tile.row + half * 64;
+    offset_ = half * kPanelBytes;
   }
+  __device__ __forceinline__ uint32_t bytes() const { return kTileRows * kLineBytes; }
 
-  template <int kCount>
-  __device__ __forceinline__ void prepare(int j) {
-    if (!has_bias()) return;
-#pragma unroll
-    for (int jj = 0; jj < kCount; ++jj) {
-      const int64_t column = tile_.column + place_.column(j + jj);
-      const int64_t at = tile_.group * p_.mm.N + column;
-      bias_[jj] = column < p_.mm.N ? float2{p_.mm.bias[at], p_.mm.bias[at + 1]} : float2{0.0f, 0.0f};
+  __device__ __forceinline__ void load(uint32_t left, uint32_t filled) {
+    if constexpr (kWeight == Major::kReduction) {
+      if (is_shared_) {
+        load_box(left + offset_, p_.weight[1], filled, k_, feature_, group_, kToBoth);
+      } else {
+        load_box(left, p_.weight[0], filled, k_, feature_, group_, 0);
+      }
+    } else {
+      if (is_shared_) {
+        load_box(left + offset_, p_.weight[1], filled, feature_, k_, group_, kToBoth);
+      } else if (p_.has_panels) {
+        load_panels(left, p_.weight[0], filled, 0, k_, feature_ / 64, group_);
+      } else {
+        load_box(left, p_.weight[1], filled, feature_, k_, group_, 0);
+        load_box(left + kPanelBytes, p_.weight[1], filled, feature_ + 64, k_, group_, 0);
+      }
     }
+    k_ += kReduceTile;
   }
-
-  __device__ __forceinline__ float2 value(int jj, int half, float2 v) const {
-    return {mm_finish(v.x, has_bias(), bias_[jj].x, has_scale(), scale_[half]),
-            mm_finish(v.y, has_bias(), bias_[jj].y, has_scale(), scale_[half])};
-  }
-
-  // A whole panel leaves in one copy; the last of a group row by row, because below it lies the next group.
-  __device__ __forceinline__ void write(uint32_t panel, int column) const {
-    const int thread = threadIdx.x % 128;
-    if (num_rows_ >= 64) {
-      if (thread == 0) store_box(p_.out, panel, tile_.column + column, static_cast<int32_t>(first_row()));
-      return;
-    }
-    const int unit = thread % 8;
-    const int unit_elements = p_.mm.out.is_wide ? 4 : 8;
-    const int64_t first = tile_.column + column + unit * unit_elements;
-    if (first >= p_.mm.N) return;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int line = thread / 8 + i * 16;
-      if (line >= num_rows_) continue;
-      const int64_t at = ((first_row() + line) * p_.mm.N + first) / unit_elements;
-      static_cast<uint4*>(p_.mm.out.data)[at] = load_shared_16(panel + panel_offset(line, unit));
-    }
-  }
+  __device__ __forceinline__ void load_old(int, uint32_t, uint32_t) {}
 
  private:
-  __device__ __forceinline__ bool has_bias() const { return !kPlain && p_.mm.bias.data != nullptr; }
-  __device__ __forceinline__ bool has_scale() const { return !kPlain && p_.mm.row_scale.data != nullptr; }
-  __device__ __forceinline__ int64_t first_row() const { return int64_t{tile_.row} + index_ * 64; }
-
   const MmTensors<T>& p_;
-  const Tile& tile_;
-  const int index_;
-  const int num_rows_;  // of this multiplier
-  const Place place_;
-  float scale_[2];
-  float2 bias_[8];
+  int group_;
+  bool is_shared_;
+  int feature_;
+  uint32_t offset_;
+  int k_ = 0;
+};
+
+// The tile's rows of x, or half of them for both blocks.
+template <typename T, typename Shape>
+class RowLoader {
+ public:
+  __device__ __forceinline__ RowLoader(const MmTensors<T>& p, const Tile& tile)
+      : p_(p), row_(tile.first_token), count_(tile.width) {
+    bytes_ = tile.width * kLineBytes;
+    if (tile.shares_right()) {
+      count_ /= 2;
+      mask_ = kToBoth;
+      if (cluster_rank() != 0) {
+        offset_ = count_ * kLineBytes;
+        row_ += count_;
+      }
+    }
+  }
+  __device__ __forceinline__ uint32_t bytes() const { return bytes_; }
+
+  __device__ __forceinline__ void load(uint32_t right, uint32_t filled) {
+    int row = row_;
+    uint32_t to = right + offset_;
+    int rest = count_;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      while (rest >= row_box<Shape>(i)) {
+        load_box(to, p_.x[i], filled, k_, row, mask_);
+        row += row_box<Shape>(i);
+        to += row_box<Shape>(i) * kLineBytes;
+        rest -= row_box<Shape>(i);
+      }
+    }
+    k_ += kReduceTile;
+  }
+  __device__ __forceinline__ void load_old(int, uint32_t, uint32_t) {}
+
+ private:
+  const MmTensors<T>& p_;
+  int row_, count_;
+  uint32_t bytes_;
+  uint32_t offset_ = 0;
+  uint16_t mask_ = 0;
+  int k_ = 0;
 };
 
 // kWeight: kReduction reads [G,N,K], kOuter reads [G,K,N].
-template <typename T, Major kWeight, int kTileColumns>
+template <typename T, typename TileShape, Major kWeight>
 class MmWork {
  public:
+  using Shape = TileShape;
+  using LeftLoader = FeatureLoader<T, kWeight>;
+  using RightLoader = RowLoader<T, Shape>;
   using Element = T;
   using Params = MmTensors<T>;
-  static constexpr int kColumns = kTileColumns;
-  static constexpr Major kLeft = Major::kReduction, kRight = kWeight;
+  static constexpr Major kLeft = kWeight, kRight = Major::kReduction;
   static constexpr bool kCutsReduction = false;
 
   __device__ __forceinline__ explicit MmWork(const Params& p) : p_(p) {}
 
+  __device__ __forceinline__ const Params& params() const { return p_; }
   __device__ __forceinline__ void prefetch() const {
-    prefetch_tensor_map(p_.x);
-    prefetch_tensor_map(p_.weight);
+    for (const CUtensorMap& map : p_.x) prefetch_tensor_map(map);
+    if (kWeight == Major::kReduction || p_.has_panels) prefetch_tensor_map(p_.weight[0]);
+    prefetch_tensor_map(p_.weight[1]);
     prefetch_tensor_map(p_.out);
   }
-  __device__ __forceinline__ void schedule(TileQueue<kColumns>& queue) const {
-    const int64_t num_blocks = (p_.mm.K + kReduceTile - 1) / kReduceTile;
-    if (p_.pairs) {
-      schedule_row_pairs(p_.mm.map, p_.mm.N, num_blocks, queue);
-    } else {
-      schedule_rows(p_.mm.map, p_.mm.N, num_blocks, queue);
-    }
+  __device__ __forceinline__ void schedule(TileQueue<Shape>& queue) const {
+    schedule_mm(p_.sizes, p_.mm.N, static_cast<int32_t>((p_.mm.K + kReduceTile - 1) / kReduceTile),
+                p_.is_even, queue);
   }
   __device__ __forceinline__ void side_work(int thread, int threads) const {
-    mm_zero_tail(p_.mm, blockIdx.x * static_cast<int64_t>(threads) + thread,
+    if (!p_.mm.zero_tail) return;
+    mm_zero_tail(p_.mm, last_row(p_.sizes), blockIdx.x * static_cast<int64_t>(threads) + thread,
                  gridDim.x * static_cast<int64_t>(threads));
   }
 
-  __device__ __forceinline__ void load(const Tile& tile, int block, uint32_t left, uint32_t right,
-                                       uint32_t filled) const {
-    // x in two boxes of 64 rows, the weight in boxes of kBoxColumns columns; of an operand that both blocks
-    // need, each fetches its half for both.
-    constexpr int kBoxColumns = kWeight == Major::kReduction ? kColumns / 2 : 64;
-    constexpr int kBoxes = kColumns / kBoxColumns;
-    const int rank = static_cast<int>(cluster_rank());
-    const int k = block * kReduceTile;
-    if (tile.shares_left()) {
-      load_box(left + rank * kPanelBytes, p_.x, filled, k, tile.row + rank * 64, 3);
+  __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
+                                         Shared<Shape>, Staging<Shape>& staging, RingReader<Shape>&,
+                                         int) const {
+    const bool is_plain = p_.mm.bias.data == nullptr && p_.mm.row_scale.data == nullptr;
+    if (p_.mm.out.is_wide) {
+      MmEnding<T, Shape, true, false>(p_.mm, p_.out, tile, index, staging).run(acc);
+    } else if (is_plain) {
+      MmEnding<T, Shape, false, true>(p_.mm, p_.out, tile, index, staging).run(acc);
     } else {
-      load_box(left, p_.x, filled, k, tile.row, 0);
-      load_box(left + kPanelBytes, p_.x, filled, k, tile.row + 64, 0);
-    }
-    const int first = tile.shares_right() ? rank * (kBoxes / 2) : 0;
-    const int count = tile.shares_right() ? kBoxes / 2 : kBoxes;
-    const uint16_t mask = tile.shares_right() ? 3 : 0;
-    for (int box = first; box < first + count; ++box) {
-      const int column = tile.column + box * kBoxColumns;
-      const uint32_t at = right + box * kBoxColumns * kLineBytes;
-      if constexpr (kWeight == Major::kReduction) {
-        load_box(at, p_.weight, filled, k, column, tile.group, mask);
-      } else {
-        load_box(at, p_.weight, filled, column, k, tile.group, mask);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void finish(const Tile& tile, int index, const float (&acc)[kColumns / 2],
-                                         uint32_t staging, RingReader<kColumns>&) const {
-    if (tile.num_rows <= index * 64) return;
-    if (p_.mm.bias.data == nullptr && p_.mm.row_scale.data == nullptr) {
-      finish_as<true>(tile, index, acc, staging);
-    } else {
-      finish_as<false>(tile, index, acc, staging);
+      MmEnding<T, Shape, false, false>(p_.mm, p_.out, tile, index, staging).run(acc);
     }
   }
 
  private:
-  template <bool kPlain>
-  __device__ __forceinline__ void finish_as(const Tile& tile, int index, const float (&acc)[kColumns / 2],
-                                            uint32_t staging) const {
-    MmEnding<T, kPlain> ending(p_, tile, index);
-    const int64_t rest = p_.mm.N - tile.column;
-    const int columns = rest < kColumns ? static_cast<int>(rest) : kColumns;
-    if (p_.mm.out.is_wide) {
-      write_panels<T, true, kColumns>(acc, columns, index, staging, ending);
-    } else {
-      write_panels<T, false, kColumns>(acc, columns, index, staging, ending);
-    }
-  }
-
   const Params& p_;
 };
 
@@ -176,45 +173,42 @@ __global__ void __launch_bounds__(kThreads, 1) mm_kernel(const __grid_constant__
   run_block<Work>(p, shared_memory);
 }
 
-template <typename Work>
-Status launch_mm(const MmProblem& p, const typename Work::Params& params, const Config& config,
-                 const Launch& launch) {
-  static std::atomic<uint64_t> shared_memory_allowed{0};
-  const auto kernel = mm_kernel<Work>;
-  constexpr int kBytes = Shared<Work::kColumns>::kBytes;
-  const Status allowed = allow_shared_memory(kernel, kBytes, launch.device, shared_memory_allowed);
-  if (!allowed.ok()) return allowed;
-  const int64_t columns = ceil_div(p.N, Work::kColumns);
-  const int64_t tiles = saturating_product(ceil_div(p.T, kTileRows) + p.G, columns + columns % 2);
-  return launch_clusters(kernel, tiles, config.cluster, dim3(kThreads), kBytes, launch, params);
+template <typename T, typename Shape>
+Status mm_in(const MmProblem& p, bool is_even, const Launch& launch) {
+  MmTensors<T> params;
+  params.mm = mm_params<T>(p, RowMap{});
+  params.sizes = p.sizes;
+  params.is_even = is_even;
+  params.has_panels = p.weight_is_gkn && p.N % 64 == 0;
+  TensorMaps maps(p.in);
+  for (int i = 0; i < 4; ++i) maps.add(&params.x[i], p.x, {p.K, p.T}, {kReduceTile, row_box<Shape>(i)});
+  for (int i = 0; i < 2; ++i) {
+    const int features = kTileRows >> i;
+    if (p.weight_is_gkn) {
+      if (i == 1) maps.add(&params.weight[i], p.weight, {p.N, p.K, p.G}, {features, kReduceTile, 1});
+      if (i == 0 && params.has_panels)
+        maps.add_panels(&params.weight[i], p.weight, {64, p.K, p.N / 64, p.G}, {p.N, 64, p.N * p.K},
+                        {64, kReduceTile, 2, 1});
+    } else {
+      maps.add(&params.weight[i], p.weight, {p.K, p.N, p.G}, {kReduceTile, features, 1});
+    }
+  }
+  const bool is_wide = p.out_dtype == DType::kF32;
+  maps.add(&params.out, p.out, {p.N, p.T},
+           {is_wide ? 32 : 64, is_wide ? Shape::kPieceLines / 2 : Shape::kPieceLines}, p.out_dtype);
+  if (!maps.status().ok()) return maps.status();
+  const int64_t tiles =
+      saturating_product(ceil_div(p.T, Shape::kMaxWidth) + p.G, ceil_div(p.N, kTileRows) + 1);
+  using FromGkn = MmWork<T, Shape, Major::kOuter>;
+  using FromGnk = MmWork<T, Shape, Major::kReduction>;
+  return p.weight_is_gkn ? launch_block<FromGkn>(mm_kernel<FromGkn>, tiles, params, launch)
+                         : launch_block<FromGnk>(mm_kernel<FromGnk>, tiles, params, launch);
 }
 
 template <typename T>
-Status mm(const MmProblem& p, const Launch& launch) {
-  const Config config = mm_config(p.K, p.N, p.weight_is_gkn);
-  RowMap map;
-  const Status mapped =
-      config.pairs ? make_paired_row_map(p.sizes, kTileRows, ceil_div(p.N, config.columns), launch, &map)
-                   : make_row_map(p.sizes, kTileRows, launch, &map);
-  if (!mapped.ok()) return mapped;
-  MmTensors<T> params;
-  params.mm = mm_params<T>(p, map);
-  params.pairs = config.pairs;
-  TensorMaps maps(p.in);
-  maps.add(&params.x, p.x, {p.K, p.T}, {kReduceTile, kTileRows / 2});
-  if (p.weight_is_gkn) {
-    maps.add(&params.weight, p.weight, {p.N, p.K, p.G}, {64, kReduceTile, 1});
-  } else {
-    maps.add(&params.weight, p.weight, {p.K, p.N, p.G}, {kReduceTile, config.columns / 2, 1});
-  }
-  maps.add(&params.out, p.out, {p.N, p.T}, {p.out_dtype == DType::kF32 ? 32 : 64, 64}, p.out_dtype);
-  if (!maps.status().ok()) return maps.status();
-  if (p.weight_is_gkn) {
-    return config.columns == 256 ? launch_mm<MmWork<T, Major::kOuter, 256>>(p, params, config, launch)
-                                 : launch_mm<MmWork<T, Major::kOuter, 128>>(p, params, config, launch);
-  }
-  return config.columns == 256 ? launch_mm<MmWork<T, Major::kReduction, 256>>(p, params, config, launch)
-                               : launch_mm<MmWork<T, Major::kReduction, 128>>(p, params, config, launch);
+Status mm(const MmProblem& p, const Config& config, const Launch& launch) {
+  return config.takes_turns ? mm_in<T, TakeTurns>(p, config.cuts_evenly, launch)
+                            : mm_in<T, ShareTiles>(p, config.cuts_evenly, launch);
 }
 
 }  // namespace grouped::cuda::sm90

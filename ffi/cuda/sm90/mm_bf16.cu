@@ -3,6 +3,8 @@
 
 namespace grouped::cuda::sm90 {
 
-Status mm_bf16(const MmProblem& p, const Launch& launch) { return mm<__nv_bfloat16>(p, launch); }
+Status mm_bf16(const MmProblem& p, const Config& config, const Launch& launch) {
+  return mm<__nv_bfloat16>(p, config, launch);
+}
 
 }  // namespace grouped::cuda::sm90

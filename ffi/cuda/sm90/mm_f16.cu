@@ -3,6 +3,8 @@
 
 namespace grouped::cuda::sm90 {
 
-Status mm_f16(const MmProblem& p, const Launch& launch) { return mm<__half>(p, launch); }
+Status mm_f16(const MmProblem& p, const Config& config, const Launch& launch) {
+  return mm<__half>(p, config, launch);
+}
 
 }  // namespace grouped::cuda::sm90

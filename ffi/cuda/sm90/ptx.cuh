@@ -152,6 +152,16 @@ __device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map
   }
 }
 
+// Four coordinates, to this block alone.
+__device__ __forceinline__ void load_panels(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
+                                            int32_t c0, int32_t c1, int32_t c2, int32_t c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+      "%6}], [%2];\n" ::"r"(shared),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+
 // Copies one box from shared memory; what lies outside the tensor is not written.
 __device__ __forceinline__ void store_box(const CUtensorMap& map, uint32_t shared, int32_t c0, int32_t c1) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];\n" ::"l"(
@@ -180,6 +190,16 @@ __device__ __forceinline__ void stmatrix_x4(uint32_t shared, uint32_t m0, uint32
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared::cta.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared),
                "r"(m0), "r"(m1), "r"(m2), "r"(m3)
                : "memory");
+}
+// Transposed: line l % 8 of matrix l / 8 gets column l % 8 of the fragment.
+__device__ __forceinline__ void stmatrix_x4_transposed(uint32_t shared, uint32_t m0, uint32_t m1, uint32_t m2,
+                                                       uint32_t m3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared::cta.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared),
+               "r"(m0), "r"(m1), "r"(m2), "r"(m3)
+               : "memory");
+}
+__device__ __forceinline__ void store_shared_4(uint32_t shared, float v) {
+  asm volatile("st.shared.f32 [%0], %1;\n" ::"r"(shared), "f"(v) : "memory");
 }
 __device__ __forceinline__ void store_shared_8(uint32_t shared, float2 v) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};\n" ::"r"(shared), "f"(v.x), "f"(v.y) : "memory");

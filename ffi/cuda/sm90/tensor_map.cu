@@ -10,6 +10,7 @@ namespace grouped::cuda::sm90 {
 namespace {
 
 using Encode = decltype(&cuTensorMapEncodeTiled);
+constexpr int kMaxRank = 4;
 
 // The driver's function, found at run time: nothing links libcuda, so importing needs no driver.
 Encode find_encode() {
@@ -38,29 +39,42 @@ void TensorMaps::fail(const std::string& what) {
 }
 
 void TensorMaps::add(CUtensorMap* map, const void* data, std::initializer_list<int64_t> dims,
-                     std::initializer_list<int> box, DType dtype) {
+                     std::initializer_list<int> box, DType dtype, int line_bytes) {
+  int64_t strides[kMaxRank];
+  int64_t stride = 1;
+  for (size_t d = 0; d < dims.size(); ++d) strides[d] = stride *= dims.begin()[d];
+  encode(map, data, dims, strides, box, dtype, line_bytes);
+}
+
+void TensorMaps::add_panels(CUtensorMap* map, const void* data, std::initializer_list<int64_t> dims,
+                            std::initializer_list<int64_t> strides, std::initializer_list<int> box) {
+  encode(map, data, dims, strides.begin(), box, dtype_, 128);
+}
+
+// `strides`: of the dimensions from the second on.
+void TensorMaps::encode(CUtensorMap* map, const void* data, std::initializer_list<int64_t> dims,
+                        const int64_t* strides, std::initializer_list<int> box, DType dtype, int line_bytes) {
   if (!status_.ok()) return;
-  static const Encode encode = find_encode();
-  if (encode == nullptr) {
+  static const Encode encode_tiled = find_encode();
+  if (encode_tiled == nullptr) {
     fail("this driver has no cuTensorMapEncodeTiled; CUDA 12.0 or newer is needed.");
     return;
   }
-  constexpr int kMaxRank = 3;
-  cuuint64_t sizes[kMaxRank], strides[kMaxRank];
+  cuuint64_t sizes[kMaxRank], stride_bytes[kMaxRank];
   cuuint32_t boxes[kMaxRank], steps[kMaxRank];
-  cuuint64_t stride = static_cast<cuuint64_t>(size_of(dtype));
   const int rank = static_cast<int>(dims.size());
   for (int d = 0; d < rank; ++d) {
     sizes[d] = static_cast<cuuint64_t>(dims.begin()[d]);
     boxes[d] = static_cast<cuuint32_t>(box.begin()[d]);
     steps[d] = 1;
-    stride *= sizes[d];
-    strides[d] = stride;  // of dimension d + 1; the last is not read
+    if (d < rank - 1) stride_bytes[d] = static_cast<cuuint64_t>(strides[d] * size_of(dtype));
   }
+  // Lines are 128 bytes: promotion to 256 fetched twice what is needed, across the two halves of L2.
   const CUresult result =
-      encode(map, type_of(dtype), static_cast<cuuint32_t>(rank), const_cast<void*>(data), sizes, strides,
-             boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      encode_tiled(map, type_of(dtype), static_cast<cuuint32_t>(rank), const_cast<void*>(data), sizes,
+                   stride_bytes, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                   line_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
+                   CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     fail("cuTensorMapEncodeTiled failed with CUresult " + std::to_string(static_cast<int>(result)) + ".");
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tensor maps: what the copy engine must know of an array, encoded by the driver on the host for each call.
-// Contiguous arrays, 128-byte swizzle, zeros outside.
+// Zeros outside.
 #pragma once
 
 #include <cuda.h>
@@ -18,18 +18,25 @@ class TensorMaps {
  public:
   explicit TensorMaps(DType dtype) : dtype_(dtype) {}
 
-  // `dims` and `box` in elements, the contiguous dimension first; two or three of them.
+  // `dims` and `box` in elements, the contiguous dimension first. `line_bytes`: of the box in shared memory,
+  // 128 or 64, swizzled likewise.
   void add(CUtensorMap* map, const void* data, std::initializer_list<int64_t> dims,
            std::initializer_list<int> box) {
     add(map, data, dims, box, dtype_);
   }
   void add(CUtensorMap* map, const void* data, std::initializer_list<int64_t> dims,
-           std::initializer_list<int> box, DType dtype);
+           std::initializer_list<int> box, DType dtype, int line_bytes = 128);
+
+  // Dimensions that do not lie one in the other: `strides` in elements, of all but the first.
+  void add_panels(CUtensorMap* map, const void* data, std::initializer_list<int64_t> dims,
+                  std::initializer_list<int64_t> strides, std::initializer_list<int> box);
 
   const Status& status() const { return status_; }
 
  private:
   void fail(const std::string& what);
+  void encode(CUtensorMap* map, const void* data, std::initializer_list<int64_t> dims, const int64_t* strides,
+              std::initializer_list<int> box, DType dtype, int line_bytes);
 
   DType dtype_;
   Status status_;

@@ -3,6 +3,8 @@
 
 namespace grouped::cuda::sm90 {
 
-Status wgrad_bf16(const WgradProblem& p, const Launch& launch) { return wgrad<__nv_bfloat16>(p, launch); }
+Status wgrad_bf16(const WgradProblem& p, const Config& config, const Launch& launch) {
+  return wgrad<__nv_bfloat16>(p, config, launch);
+}
 
 }  // namespace grouped::cuda::sm90

@@ -3,6 +3,8 @@
 
 namespace grouped::cuda::sm90 {
 
-Status wgrad_f16(const WgradProblem& p, const Launch& launch) { return wgrad<__half>(p, launch); }
+Status wgrad_f16(const WgradProblem& p, const Config& config, const Launch& launch) {
+  return wgrad<__half>(p, config, launch);
+}
 
 }  // namespace grouped::cuda::sm90

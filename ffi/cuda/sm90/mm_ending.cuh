@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// From accumulators to rows of a grouped_mm's result. The accumulators hold the tile with features down and
+// rows of the result across, so they are turned on their way through shared memory, one piece of rows and 64
+// features at a time.
+#pragma once
+
+#include "portable/mm.cuh"
+#include "sm90/block.cuh"
+#include "sm90/pack.cuh"
+
+namespace grouped::cuda::sm90 {
+
+// kWide: fp32 results. kPlain: neither bias nor row_scale.
+template <typename T, typename Shape, bool kWide, bool kPlain>
+class MmEnding {
+  static constexpr int kLines = kWide ? 2 : 1;  // of 128 bytes, for 64 features
+  static constexpr int kLineFeatures = 64 / kLines;
+  static constexpr int kPieceRows = Shape::kPieceLines / kLines;
+  static constexpr int kBlocks = kPieceRows / 8;  // of accumulators
+
+ public:
+  __device__ __forceinline__ MmEnding(const MmParams<T>& mm, const CUtensorMap& out, const Tile& tile,
+                                      int index, Staging<Shape>& staging)
+      : mm_(mm), out_(out), tile_(tile), index_(index), staging_(staging) {}
+
+  __device__ __forceinline__ void run(const Accumulators<Shape>& acc) {
+    fetch_bias();
+#pragma unroll
+    for (int piece = 0; piece < Shape::kMaxWidth / kPieceRows; ++piece) {
+      const int first = piece * kPieceRows;
+      if (first >= tile_.num_tokens) break;
+#pragma unroll
+      for (int half = 0; half < Shape::kHalves; ++half) {
+        if (first_feature(half) < mm_.N) write(acc, piece, half);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ bool has_bias() const { return !kPlain && mm_.bias.data != nullptr; }
+  __device__ __forceinline__ bool has_scale() const { return !kPlain && mm_.row_scale.data != nullptr; }
+
+  __device__ __forceinline__ int first_feature(int half) const {
+    return tile_.row + (Shape::kHalves == 2 ? half : index_) * 64;
+  }
+  // This thread's features of a half of the tile: feature() and feature() + 8.
+  __device__ __forceinline__ int feature() const {
+    return threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+  }
+  // Its rows of a block of 8: row() and row() + 1.
+  __device__ __forceinline__ int row() const { return threadIdx.x % 4 * 2; }
+
+  __device__ __forceinline__ void fetch_bias() {
+    if (!has_bias()) return;
+#pragma unroll
+    for (int i = 0; i < 2 * Shape::kHalves; ++i) {
+      const int64_t at = first_feature(i / 2) + feature() + i % 2 * 8;
+      bias_[i] = at < mm_.N ? mm_.bias[tile_.group * mm_.N + at] : 0.0f;
+    }
+  }
+  // Of this thread's two rows of block `j` of the piece.
+  __device__ __forceinline__ float2 scale(int piece, int j) const {
+    if (!has_scale()) return {0.0f, 0.0f};
+    const int at = (piece * kBlocks + j) * 8 + row();
+    const int64_t row = int64_t{tile_.first_token} + at;
+    return {at < tile_.num_tokens ? mm_.row_scale[row] : 0.0f,
+            at + 1 < tile_.num_tokens ? mm_.row_scale[row + 1] : 0.0f};
+  }
+
+  // Two neighbouring rows of one feature, block `j` of the piece.
+  __device__ __forceinline__ float2 value(const Accumulators<Shape>& acc, int piece, int half, int j,
+                                          int upper, float2 scale) const {
+    const int at = (piece * kBlocks + j) * 4 + upper * 2;
+    const float bias = bias_[half * 2 + upper];
+    return {mm_finish(acc[half][at], has_bias(), bias, has_scale(), scale.x),
+            mm_finish(acc[half][at + 1], has_bias(), bias, has_scale(), scale.y)};
+  }
+
+  __device__ __forceinline__ void write(const Accumulators<Shape>& acc, int piece, int half) {
+    const int thread = threadIdx.x % 128;
+    const int lane = thread % 32;
+    const uint32_t buffer = staging_.next();
+    if constexpr (kWide) {
+#pragma unroll
+      for (int j = 0; j < kBlocks; ++j) {
+        const float2 by = scale(piece, j);
+#pragma unroll
+        for (int upper = 0; upper < 2; ++upper) {
+          const float2 v = value(acc, piece, half, j, upper, by);
+          const int at = feature() + upper * 8;
+          const uint32_t lines = buffer + at / kLineFeatures * (kPieceRows * kLineBytes);
+          const int unit = at % kLineFeatures / 4;
+          store_shared_4(lines + line_offset(j * 8 + row(), unit) + at % 4 * 4, v.x);
+          store_shared_4(lines + line_offset(j * 8 + row() + 1, unit) + at % 4 * 4, v.y);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kBlocks; j += 2) {
+        const float2 by[2] = {scale(piece, j), scale(piece, j + 1)};
+        uint32_t m[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) m[i] = packed<T>(value(acc, piece, half, j + i / 2, i % 2, by[i / 2]));
+        const int line = (j + lane / 16) * 8 + lane % 8;
+        const int unit = thread / 32 * 2 + lane / 8 % 2;
+        stmatrix_x4_transposed(buffer + line_offset(line, unit), m[0], m[1], m[2], m[3]);
+      }
+    }
+    staging_.written();
+    const int first = piece * kPieceRows;
+    if (tile_.num_tokens - first >= kPieceRows) {
+      if (thread == 0) {
+        for (int line = 0; line < kLines; ++line)
+          store_box(out_, buffer + line * kPieceRows * kLineBytes, first_feature(half) + line * kLineFeatures,
+                    tile_.first_token + first);
+      }
+    } else {
+      write_rows(buffer, first, half, tile_.num_tokens - first);
+    }
+    staging_.sent();
+  }
+
+  // The last piece of a group row by row, because below it lies the next group.
+  __device__ __forceinline__ void write_rows(uint32_t buffer, int first, int half, int num_rows) const {
+    constexpr int kUnits = Shared<Shape>::kPieceBytes / 16 / 128;  // of 16 bytes, a thread
+    constexpr int kElements = kLineFeatures / 8;                   // in a unit
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) {
+      const int at = threadIdx.x % 128 + i * 128;
+      const int unit = at % 8;
+      const int line = at / 8;  // of all lines of the piece
+      const int64_t column = first_feature(half) + line / kPieceRows * kLineFeatures + unit * kElements;
+      if (line % kPieceRows >= num_rows || column >= mm_.N) continue;
+      const int64_t row = int64_t{tile_.first_token} + first + line % kPieceRows;
+      static_cast<uint4*>(mm_.out.data)[(row * mm_.N + column) / kElements] =
+          load_shared_16(buffer + line_offset(line, unit));
+    }
+  }
+
+  const MmParams<T>& mm_;
+  const CUtensorMap& out_;
+  const Tile& tile_;
+  const int index_;
+  Staging<Shape>& staging_;
+  float bias_[2 * Shape::kHalves];
+};
+
+}  // namespace grouped::cuda::sm90

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which tiles of a grouped_mm a cluster takes, in which order. The order decides speed alone, never a bit of
+// a result.
+#pragma once
+
+#include "sm90/block.cuh"
+#include "sm90/group_walk.cuh"
+
+namespace grouped::cuda::sm90 {
+
+template <int kMaxWidth>
+struct RowCut {
+  int32_t tiles, width, last_width;
+
+  // Even cuts: equal tiles, the last as wide as its rows need. Else, from two tiles on, all of kMaxWidth.
+  __device__ __forceinline__ RowCut(int32_t num_rows, bool is_even) {
+    tiles = (num_rows + kMaxWidth - 1) / kMaxWidth;
+    if (!is_even && tiles > 1) {
+      width = last_width = kMaxWidth;
+    } else {
+      width = rounded(tiles == 0 ? 0 : (num_rows + tiles - 1) / tiles);
+      last_width = rounded(num_rows - (tiles - 1) * width);
+    }
+  }
+  __device__ __forceinline__ int32_t width_of(int32_t tile) const {
+    return tile >= tiles ? 0 : tile == tiles - 1 ? last_width : width;
+  }
+
+ private:
+  __device__ __forceinline__ static int32_t rounded(int32_t rows) {
+    return (rows + kWidthStep - 1) / kWidthStep * kWidthStep;
+  }
+};
+
+// What a cluster takes at once: two feature tiles of one row tile, which share x; or, where the number of
+// feature tiles is odd, two row tiles of the last one, which share the weight.
+template <typename Shape>
+struct MmPieces {
+  using Cut = RowCut<Shape::kMaxWidth>;
+  int64_t feature_tiles;
+  bool is_even;
+
+  __device__ __forceinline__ int cost(int32_t num_rows) const {
+    return Cut(num_rows, is_even).width / kWidthStep;
+  }
+  __device__ __forceinline__ int64_t count(int32_t num_rows) const {
+    const int64_t tiles = Cut(num_rows, is_even).tiles;
+    return tiles * (feature_tiles / 2) + (tiles + 1) / 2 * (feature_tiles % 2);
+  }
+};
+
+// Row tiles walked down before one piece right: tiles that run together then share operands in L2.
+inline constexpr int kBandRows = 16;
+
+template <typename Shape>
+__device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, int32_t num_blocks,
+                                            bool is_even, TileQueue<Shape>& queue) {
+  const int64_t feature_tiles = (N + kTileRows - 1) / kTileRows;
+  const int64_t pairs = feature_tiles / 2;
+  const int32_t rank = static_cast<int32_t>(cluster_rank());
+  GroupWalk<MmPieces<Shape>> walk(sizes, MmPieces<Shape>{feature_tiles, is_even},
+                                  Shape::kMaxWidth / kWidthStep);
+  GroupPlace place;
+  const int32_t clusters = static_cast<int32_t>(gridDim.x / 2);
+  // Clusters change places from turn to turn, lest one gets all the wide tiles of groups that repeat.
+  int32_t turn_place = static_cast<int32_t>(blockIdx.x / 2);
+  for (int64_t turn = 0; walk.find(turn * clusters + turn_place, &place); ++turn) {
+    const int64_t in_group = turn * clusters + turn_place - place.first_piece;
+    turn_place = turn_place + 1 == clusters ? 0 : turn_place + 1;
+    const RowCut<Shape::kMaxWidth> cut(place.num_rows, is_even);
+    int32_t row;  // row tile: may be one past the last
+    int64_t feature;
+    int32_t flags;
+    if (in_group < cut.tiles * pairs) {
+      const int64_t band = in_group / (kBandRows * pairs);
+      const int32_t in_band = static_cast<int32_t>(in_group - band * kBandRows * pairs);
+      const int32_t first = static_cast<int32_t>(band) * kBandRows;
+      const int32_t height = min(cut.tiles - first, kBandRows);
+      const int32_t pair = in_band / height;
+      row = first + in_band - pair * height;
+      feature = int64_t{pair} * 2 + rank;
+      flags = Tile::kSharesRight;
+    } else {
+      row = static_cast<int32_t>(in_group - cut.tiles * pairs) * 2 + rank;
+      feature = feature_tiles - 1;
+      flags = Tile::kSharesLeft;
+    }
+    Tile tile;
+    tile.row = static_cast<int32_t>(feature * kTileRows);
+    tile.column = 0;
+    tile.width = cut.width_of(row);
+    tile.group = static_cast<int32_t>(place.group);
+    tile.first_token = place.first_row + row * cut.width;
+    tile.num_tokens = min(tile.width, place.num_rows - row * cut.width);
+    tile.num_blocks = num_blocks;
+    tile.flags = flags | (tile.width == 0 ? Tile::kIsIdle : 0);
+    queue.tell(tile);
+  }
+  queue.tell(end_tile());
+}
+
+}  // namespace grouped::cuda::sm90

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which tiles of a grouped_wgrad a cluster takes, in which order. The order decides speed alone, never a bit
+// of a result.
+#pragma once
+
+#include "portable/schedule.cuh"
+#include "sm90/block.cuh"
+
+namespace grouped::cuda::sm90 {
+
+// Rows of tiles walked down before one column right: tiles that run together then share operands in L2.
+inline constexpr int kWgradBandRows = 16;
+
+__device__ __forceinline__ TileIndex banded(int64_t tile, int64_t rows, int64_t columns, int64_t band_rows) {
+  const int64_t band = tile / (band_rows * columns);
+  const int64_t in_band = tile - band * band_rows * columns;
+  const int64_t rest = rows - band * band_rows;
+  const int64_t height = rest < band_rows ? rest : band_rows;
+  const int64_t column = in_band / height;
+  return {band * band_rows + in_band - column * height, column};
+}
+
+template <typename Shape>
+__device__ __forceinline__ int32_t wgrad_width(int64_t out_columns, int64_t column) {
+  const int64_t rest = out_columns - column * Shape::kMaxWidth;
+  if (rest >= Shape::kMaxWidth) return Shape::kMaxWidth;
+  return (static_cast<int32_t>(rest) + kWidthStep - 1) / kWidthStep * kWidthStep;
+}
+
+// The tiles of each group's whole result, two at once. A cluster stays in one group, so that both of its
+// blocks reduce over the same rows; past the end of an odd group the second block idles. Groups come from the
+// largest to the smallest, and clusters take turns forth and back: what a cluster gains in one turn it loses
+// in the next, and the last turn is of short tiles. old_stages(width): of a tile.
+template <typename Shape, typename OldStages>
+__device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_rows, int64_t out_columns,
+                                               bool skip_empty, const OldStages& old_stages,
+                                               TileQueue<Shape>& queue) {
+  const int64_t rank = cluster_rank();
+  const int64_t rows = (out_rows + kTileRows - 1) / kTileRows;
+  const int64_t columns = (out_columns + Shape::kMaxWidth - 1) / Shape::kMaxWidth;
+  const int64_t per_group = (rows * columns + 1) / 2;
+  const int64_t clusters = gridDim.x / 2;
+  const int64_t cluster = blockIdx.x / 2;
+  for (int64_t turn = 0; turn * clusters < map.G * per_group; ++turn) {
+    const int64_t id = turn * clusters + (turn % 2 == 0 ? cluster : clusters - 1 - cluster);
+    if (id >= map.G * per_group) continue;
+    const int64_t place = id / per_group;
+    const int64_t first = (id - place * per_group) * 2;
+    const int64_t group = map.order[place];
+    const int64_t begin = map.offsets[group];
+    const int64_t tokens = map.offsets[group + 1] - begin;
+    if (skip_empty && tokens == 0) continue;
+    const bool has_second = first + 1 < rows * columns;
+    const bool exists = rank == 0 || has_second;
+    const TileIndex index = banded(exists ? first + rank : first, rows, columns, kWgradBandRows);
+    const TileIndex other = banded(has_second ? first + 1 - rank : first, rows, columns, kWgradBandRows);
+    const int32_t width = wgrad_width<Shape>(out_columns, index.column);
+    const int32_t other_width = wgrad_width<Shape>(out_columns, other.column);
+    Tile tile;
+    tile.row = static_cast<int32_t>(index.row * kTileRows);
+    tile.column = static_cast<int32_t>(index.column * Shape::kMaxWidth);
+    tile.width = width;
+    tile.group = static_cast<int32_t>(group);
+    tile.first_token = static_cast<int32_t>(begin);
+    tile.num_tokens = static_cast<int32_t>(tokens);
+    tile.num_blocks = static_cast<int32_t>((tokens + kReduceTile - 1) / kReduceTile);
+    tile.flags = max(old_stages(width), old_stages(other_width)) * Tile::kOldStages;
+    if (!exists) {
+      tile.flags |= Tile::kIsIdle;
+    } else if (has_second && index.column == other.column) {
+      tile.flags |= Tile::kSharesRight;
+    }
+    queue.tell(tile);
+  }
+  queue.tell(end_tile());
+}
+
+}  // namespace grouped::cuda::sm90

@@ -94,19 +94,27 @@ def evaluate(
     """The call on the core where that serves it, else JAX's own. options: JAX's arguments but the arrays."""
     arrays = vary_together(lhs, rhs, group_sizes, out)
     lhs, rhs, group_sizes = map(jnp.asarray, arrays[:3])
-    out = arrays[3]
-    own = partial(jax.lax.ragged_dot_general, **options, **_out_sharding(lhs, rhs, group_sizes))
+    out, numbers = arrays[3], options["ragged_dot_dimension_numbers"]
     with jax.named_scope(name):
-        result = jax.eval_shape(own, lhs, rhs, group_sizes)  # raises what JAX refuses
-        numbers = options["ragged_dot_dimension_numbers"]
-        reason = why_not(lhs, rhs, result.dtype, numbers, _canonical(options["precision"]))
+        result, reason = ask(lhs, rhs, group_sizes, options)
         if out is not None:
             _check_out(lhs, rhs, out, result, numbers, reason)
             return _into(numbers, result.dtype, lhs, rhs, group_sizes, out)
         if reason is not None:
             log_once(f"{name} {_words(lhs)} {_words(rhs)} -> jax.lax, because {reason}")
-            return own(lhs, rhs, group_sizes)
+            return _jax_own(lhs, rhs, group_sizes, options)(lhs, rhs, group_sizes)
         return compute(lhs, rhs, group_sizes, numbers, result.dtype)
+
+
+def ask(lhs: Array, rhs: Array, group_sizes: Array, options: dict[str, Any]) -> tuple[Any, str | None]:
+    """The result's type, by JAX, which raises what it refuses; and why the core does not compute it, or None."""
+    result = jax.eval_shape(_jax_own(lhs, rhs, group_sizes, options), lhs, rhs, group_sizes)
+    numbers, precision = options["ragged_dot_dimension_numbers"], _canonical(options["precision"])
+    return result, why_not(lhs, rhs, result.dtype, numbers, precision)
+
+
+def _jax_own(lhs: Array, rhs: Array, group_sizes: Array, options: dict[str, Any]) -> Any:
+    return partial(jax.lax.ragged_dot_general, **options, **_out_sharding(lhs, rhs, group_sizes))
 
 
 def _out_sharding(*arrays: Array) -> dict[str, Any]:

@@ -15,6 +15,9 @@ import numpy as np
 from cases import draw
 from numpy.typing import NDArray
 
+import grouped_core
+from grouped_core import Op
+
 # m: the ragged dimension. Its sizes and those of the others, odd and apart from each other.
 EXTENT = {"m": 13, "k": 5, "n": 7, "j": 3, "p": 2, "a": 3, "b": 2, "c": 3, "x": 2, "g": 4}
 SIZES = ((3, 0, 6, 2), (0, 13, 0, 0), (0, 0, 0, 0), (1, 2, 3, 4), (5, 0, 0, 8), (2, 2, 2, 2))  # a tail in some
@@ -112,3 +115,10 @@ CONTRACTING = (
 )
 BATCH = (Ragged("ragged_batch", "mbk", "mkn", "mbn"),)
 EVERY = NONCONTRACTING + CONTRACTING + BATCH
+
+
+def calls_of(function: Any, *arguments: Any) -> dict[Op, int]:
+    """Launches of the core while the function runs."""
+    before = [grouped_core.call_count(op) for op in Op]
+    jax.block_until_ready(function(*arguments))
+    return {op: n for op, b in zip(Op, before, strict=True) if (n := grouped_core.call_count(op) - b)}

@@ -11,26 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import SENTINEL
-from ragged_cases import BATCH, CONTRACTING, EVERY, EXTENT, NONCONTRACTING
+from ragged_cases import BATCH, CONTRACTING, EVERY, EXTENT, NONCONTRACTING, calls_of
 from tolerances import DTYPES, assert_bits, assert_close
 
-import grouped_core
 from grouped_core import Op
 from jax_grouped import ragged_dot_general
 
 BY_NAME = {c.name: c for c in EVERY}
 
 
-def on_device(case, rng, dtype):
+def on_device(case, rng, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
     with jax.enable_x64(dtype == "f64"):
-        return tuple(jnp.asarray(a) for a in case.draw(rng, dtype))
-
-
-def calls_of(function, *arguments) -> dict[Op, int]:
-    """Launches of the core while the function runs."""
-    before = [grouped_core.call_count(op) for op in Op]
-    jax.block_until_ready(function(*arguments))
-    return {op: n for op, b in zip(Op, before, strict=True) if (n := grouped_core.call_count(op) - b)}
+        lhs, rhs, sizes = map(jnp.asarray, case.draw(rng, dtype))
+        return lhs, rhs, sizes
 
 
 @pytest.mark.parametrize("case", EVERY, ids=str)
@@ -191,7 +184,12 @@ def test_buffers_that_are_refused(rng, what) -> None:
     out = jnp.zeros(options.get("shape", [EXTENT[c] for c in case.result]), options.get("dtype", jnp.float32))
     with pytest.raises(exception, match=re.escape(message) + r".* Pass out=None to do without it\."):
         jax.eval_shape(
-            lambda *a: ragged_dot_general(*a, case.numbers, preferred_element_type=options.get("preferred"), out=out),
+            lambda *a: ragged_dot_general(
+                *a,
+                ragged_dot_dimension_numbers=case.numbers,
+                preferred_element_type=options.get("preferred"),
+                out=out,
+            ),
             *arguments,
         )
 

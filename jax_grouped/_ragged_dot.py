@@ -27,7 +27,7 @@ def ragged_dot(
     group_sizes: Array,
     precision: Any = None,
     preferred_element_type: Any = None,
-    group_offset: None = None,
+    group_offset: Array | None = None,
     *,
     out: Array | None = None,
 ) -> Array:

@@ -28,7 +28,7 @@ def ragged_dot_general(
     ragged_dot_dimension_numbers: Any,
     precision: Any = None,
     preferred_element_type: Any = None,
-    group_offset: None = None,
+    group_offset: Array | None = None,
     *,
     out: Array | None = None,
 ) -> Array:

@@ -291,7 +291,7 @@ def test_dtypes_that_need_a_cast(rng, left, right, preferred) -> None:
 def test_group_offset_is_refused(rng) -> None:
     problem = problem_of(rng, HARD, "f32")
     with pytest.raises(NotImplementedError, match=r"^group_offset must be None; got .* Neither JAX nor jax_grouped"):
-        ragged_dot(*on_device(problem), group_offset=np.array([1]))
+        ragged_dot(*on_device(problem), group_offset=jnp.array([1]))
 
 
 def test_unknown_precision(rng) -> None:

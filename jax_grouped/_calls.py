@@ -51,7 +51,7 @@ def accumulator(dtype: Any) -> Any:
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
-def _varying_axes(array: Array | None) -> frozenset:
+def _varying_axes(array: Any) -> frozenset:
     """The mesh axes between whose devices it differs: the types that shard_map checks."""
     if array is None:
         return frozenset()
@@ -59,15 +59,16 @@ def _varying_axes(array: Array | None) -> frozenset:
     return getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
 
 
-def vary_together(*arrays: Array | None) -> tuple[Array | None, ...]:
+def vary_together(*arrays: Any) -> tuple[Any, ...]:
     """The arrays, each varying over every mesh axis over which one of them does.
 
     JAX transposes that step to the sum over those axes: the gradient of an argument that devices share.
     """
     axes = frozenset().union(*map(_varying_axes, arrays))
 
-    def vary(array: Array | None) -> Array | None:
-        missing = () if array is None else tuple(axes - _varying_axes(array))
+    def vary(array: Any) -> Any:
+        # A Ref is memory: it has the type that it was made with.
+        missing = () if array is None or isinstance(array, jax.Ref) else tuple(axes - _varying_axes(array))
         return jax.lax.pcast(array, missing, to="varying") if missing else array
 
     return tuple(map(vary, arrays))

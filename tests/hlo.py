@@ -139,7 +139,9 @@ def compile_donating(step: Callable, buffers: Sequence[jax.Array], *rest: Any) -
         return jax.jit(step, donate_argnums=tuple(range(len(buffers)))).lower(*buffers, *rest).compile()
 
 
-def pointers(array: jax.Array) -> list[int]:
+def pointers(array: jax.Array | jax.Ref) -> list[int]:
+    if isinstance(array, jax.Ref):  # JAX tells those of one device only
+        return [array.unsafe_buffer_pointer()] if len(array.sharding.device_set) == 1 else []
     return [shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards]
 
 
@@ -164,3 +166,17 @@ def assert_in_place(step: Callable, buffers: Sequence[jax.Array], *rest: Any) ->
     compiled = compile_donating(step, buffers, *rest)
     assert_no_copy(compiled, buffers)
     return run_in_place(compiled, buffers, *rest)
+
+
+def assert_refs_in_place(step: Callable, refs: Sequence[jax.Ref], *rest: Any, steps: int = 3) -> Any:
+    """The same proof for Refs, which nothing donates or hands back: ``step(*refs, *rest) -> results``; the last."""
+    alike = [ref[...] for ref in refs]  # arrays of their own, for shape, dtype and sharding
+    before = [pointers(ref) for ref in refs]
+    compiled = jax.jit(step)
+    assert_no_copy(compiled.lower(*refs, *rest).compile(), alike)
+    results = None
+    for n in range(steps):
+        results = compiled(*refs, *rest)
+        if [pointers(ref) for ref in refs] != before:
+            raise AssertionError(f"step {n} moved a Ref")
+    return results

@@ -76,10 +76,10 @@ def test_a_ref_beside_arrays(rng, given) -> None:
     plain = jax_calls.linear(problem)
     refs = linear_refs(problem, "f32")
     arrays = {name: ref[...] for name, ref in refs.items() if name != given}
-    ref = {given: refs[given]}
+    ref: dict[str, Any] = {given: refs[given]}
 
     @jax.jit
-    def step(x, ref, arrays, dy):
+    def step(x, ref: Any, arrays, dy):
         def call(x, gradients):
             rest = {name: a for name, a in arrays.items() if name == "out"}
             return grouped_linear(
@@ -283,27 +283,25 @@ def test_shard_map(rng, check_vma) -> None:
 def test_checkpoint_writes_once(setting, accumulate) -> None:
     """Forward runs again, backward does not: an accumulating Ref is added to once."""
     problem = setting["problem"]
-    out, dgrad, wgrad = fresh(problem, 2.0)
+    refs = fresh(problem, 2.0)
+    out, dgrad, wgrad = refs
 
     @jax.jit
     def step(refs, x, weight, sizes, target):
-        block = jax.checkpoint(lambda x: gradients_input(x, *refs, weight, sizes, accumulate))
+        given = dict(zip(("out", "dgrad_out", "wgrad_out"), refs, strict=True))
+        block = jax.checkpoint(lambda x: grouped_linear(x, weight, sizes, accumulate_wgrad=accumulate, **given))
 
         def loss(x):
             return jnp.vdot(block(x).ravel()[: CASE.S * CASE.N], target[: CASE.S * CASE.N])
 
         return jax.grad(loss)(x)
 
-    step((out, dgrad, wgrad), *(setting[n] for n in ("x", "weight", "sizes", "target")))
+    step(refs, *(setting[n] for n in ("x", "weight", "sizes", "target")))
     old = np.full(problem.weight.shape, 2.0, np.float32)
     expected = jax_calls.linear(problem, wgrad_out=old, accumulate_wgrad=accumulate)
     assert_rows(out[...], expected["y"], CASE.S, "out")
     assert_rows(dgrad[...], expected["x"], CASE.S, "dgrad_out")
     assert_bits(wgrad[...], expected["wgrad_out"], "wgrad_out")
-
-
-def gradients_input(x, out, dgrad, wgrad, weight, sizes, accumulate):
-    return grouped_linear(x, weight, sizes, out=out, dgrad_out=dgrad, wgrad_out=wgrad, accumulate_wgrad=accumulate)
 
 
 def test_a_result_that_leaves_jit_is_a_copy(setting) -> None:
@@ -334,7 +332,8 @@ def test_slices_are_refused(setting, name) -> None:
 @pytest.mark.parametrize("function", ["linear", "mlp", "activation"])
 def test_one_ref_for_two_buffers(function) -> None:
     ref, sizes = jax.new_ref(jnp.zeros((8, 8))), jnp.zeros(2, jnp.int32)
-    x, weight, two = jnp.zeros((8, 8)), jnp.zeros((2, 8, 8)), {"out": ref, "dgrad_out": ref}
+    x, weight = jnp.zeros((8, 8)), jnp.zeros((2, 8, 8))
+    two: dict[str, Any] = {"out": ref, "dgrad_out": ref}
     calls = {
         "linear": lambda: grouped_linear(x, weight, sizes, **two),
         "mlp": lambda: grouped_mlp(x, weight, weight, sizes, activation="squared_relu", **two),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from grouped_core import CPU_DEVICE, NO_DATA, DType, Op, Options, check, check_symbolic, workspace_size
+from jax_grouped._batching import batchable, fold
+from jax_grouped._placement import device_local
 
 Array = jax.Array
 
@@ -105,7 +107,7 @@ def check_arguments(op: Op, arguments: dict[str, Any], options: Options) -> None
 def call(
     op: Op,
     inputs: Sequence[Array | None],
-    outputs: dict[int, Array | jax.ShapeDtypeStruct],
+    outputs: Mapping[int, Array | jax.ShapeDtypeStruct],
     options: Options,
     dims: tuple[Any, Any, int],
 ) -> list[Array]:
@@ -122,21 +124,53 @@ def call(
       The results in table order.
     """
     buffers = {i: o for i, o in outputs.items() if not isinstance(o, jax.ShapeDtypeStruct)}
-    operands = [a for a in inputs if a is not None]
+    present = [i for i, a in enumerate(inputs) if a is not None]
+
+    def run(*arrays: Array) -> tuple[Array, ...]:
+        given = dict(zip([*present, *buffers], arrays, strict=True))
+        operands = {i: given[i] for i in present}
+        return _run(op, operands, {i: given.get(i, o) for i, o in outputs.items()}, buffers, options, dims)
+
+    def folded(size: int, batched: Sequence[bool], *arrays: Array) -> tuple[Array, ...] | None:
+        given, is_batched = dict(zip(present, arrays, strict=True)), dict(zip(present, batched, strict=True))
+        shapes = {i: o.shape for i, o in outputs.items()}
+        one_call = fold(op, size, [given.get(i) for i in range(len(inputs))], is_batched, shapes, options)
+        if one_call is None:
+            return None
+        (flat, flat_shapes, groups), unfold = one_call
+        like = [a for a in flat if a is not None]
+        types = {i: result_type(shape, outputs[i].dtype, *like) for i, shape in flat_shapes.items()}
+        return unfold(call(op, flat, types, options, (dims[0], dims[1], groups)))
+
+    arrays = [*(inputs[i] for i in present), *buffers.values()]
+    return list(batchable(run, None if buffers else folded)(*arrays))
+
+
+def _run(
+    op: Op,
+    operands: dict[int, Array],
+    outputs: dict[int, Any],
+    buffers: Iterable[int],
+    options: Options,
+    dims: tuple[Any, Any, int],
+) -> tuple[Array, ...]:
+    """The call itself."""
     aliases = {len(operands) + n: list(outputs).index(i) for n, i in enumerate(buffers)}
     # jax.typeof, because a buffer's type also says over which mesh axes it varies.
     types = [jax.typeof(o) if i in buffers else o for i, o in outputs.items()]
-    dtype = int(_DTYPES[np.dtype(next(a for a in inputs if a is not None).dtype).name])
+    dtype = int(_DTYPES[np.dtype(operands[0].dtype).name])
     scratch = max(workspace_size(op, dtype, device, *dims) for device in _DEVICES)
+    # The sizes are in every call, and small.
+    arrays = [device_local(a) if np.issubdtype(a.dtype, np.integer) else a for a in operands.values()]
     results = jax.ffi.ffi_call(
         _TARGETS[op],
-        [*types, result_type((scratch,), jnp.uint8, *operands)],
+        [*types, result_type((scratch,), jnp.uint8, *arrays)],
         input_output_aliases=aliases,
         vmap_method="sequential",
     )(
-        *operands,
-        *buffers.values(),
-        inputs=_mask(i for i, a in enumerate(inputs) if a is not None),
+        *arrays,
+        *(outputs[i] for i in buffers),
+        inputs=_mask(operands),
         outputs=_mask(outputs),
         aliased=_mask(buffers),
         weight_layout=np.int32(options.weight_layout),
@@ -149,7 +183,7 @@ def call(
         limit=np.float64(options.limit),
         offset=np.float64(options.offset),
     )
-    return list(results[:-1])
+    return tuple(results[:-1])
 
 
 def _mask(indices: Any) -> np.int64:

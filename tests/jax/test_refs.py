@@ -30,7 +30,7 @@ def ref_of(a: np.ndarray) -> jax.Ref:
     return jax.new_ref(jnp.asarray(a))
 
 
-def linear_refs(problem, dtype: str, wgrad: np.ndarray | None = None) -> dict[str, jax.Ref]:
+def linear_refs(problem, dtype: str, wgrad: np.ndarray | None = None) -> dict[str, Any]:
     """out, dgrad_out and wgrad_out, poisoned."""
     S = problem.S
     out, dgrad = (poisoned_buffer(a.shape, dtype, S, SENTINEL) for a in (problem.dy, problem.x))

@@ -76,15 +76,16 @@ def vary_together(*arrays: Any) -> tuple[Any, ...]:
     return tuple(map(vary, arrays))
 
 
-def result_type(shape: Sequence[Any], dtype: Any, *like: Array | None) -> jax.ShapeDtypeStruct:
-    """A new result. Inside shard_map it varies over every mesh axis over which one of `like` does."""
+def result_type(shape: Sequence[Any], dtype: Any, *like: Array | None) -> Any:
+    """A new result's type. Inside shard_map it varies over every mesh axis over which one of `like` does."""
     varying = [a for a in like if a is not None and _varying_axes(a)]
     if not varying:
         return jax.ShapeDtypeStruct(tuple(shape), dtype)
     # JAX versions spell such a type differently, so it is taken from a sum that JAX types itself.
-    return jax.eval_shape(
-        lambda *arrays: jnp.zeros(shape, dtype) + sum(a.ravel()[:0].sum().astype(dtype) for a in arrays), *varying
-    )
+    typed = jax.make_jaxpr(
+        lambda *arrays: jnp.zeros(shape, dtype) + sum(a.ravel()[:0].sum().astype(dtype) for a in arrays)
+    )(*varying)
+    return typed.out_avals[0]
 
 
 def _describe(name: str, value: Any) -> tuple | None:
@@ -107,7 +108,7 @@ def check_arguments(op: Op, arguments: dict[str, Any], options: Options) -> None
 def call(
     op: Op,
     inputs: Sequence[Array | None],
-    outputs: Mapping[int, Array | jax.ShapeDtypeStruct],
+    outputs: Mapping[int, Any],
     options: Options,
     dims: tuple[Any, Any, int],
 ) -> list[Array]:
@@ -123,7 +124,7 @@ def call(
     Returns:
       The results in table order.
     """
-    buffers = {i: o for i, o in outputs.items() if not isinstance(o, jax.ShapeDtypeStruct)}
+    buffers = {i: o for i, o in outputs.items() if isinstance(o, jax.Array | np.ndarray)}
     present = [i for i, a in enumerate(inputs) if a is not None]
 
     def run(*arrays: Array) -> tuple[Array, ...]:
@@ -160,8 +161,7 @@ def _run(
     types = [jax.typeof(o) if i in buffers else o for i, o in outputs.items()]
     dtype = int(_DTYPES[np.dtype(operands[0].dtype).name])
     scratch = max(workspace_size(op, dtype, device, *dims) for device in _DEVICES)
-    # The sizes are in every call, and small.
-    arrays = [device_local(a) if np.issubdtype(a.dtype, np.integer) else a for a in operands.values()]
+    arrays = device_local(*operands.values())
     results = jax.ffi.ffi_call(
         _TARGETS[op],
         [*types, result_type((scratch,), jnp.uint8, *arrays)],

@@ -19,9 +19,9 @@ __all__ = ["automatic_devices", "device_local"]
 _device_local = Primitive("grouped_device_local")
 
 
-def device_local(array: jax.Array) -> jax.Array:
-    """The array as it is; where its program is lowered for devices among which XLA divides it, a ValueError."""
-    return _device_local.bind(array)
+def device_local(*arrays: jax.Array) -> list[jax.Array]:
+    """The arrays as they are; a ValueError where XLA divides what is computed of them among devices."""
+    return _device_local.bind(*arrays)
 
 
 def automatic_devices(context: Any) -> int:
@@ -40,18 +40,27 @@ def automatic_devices(context: Any) -> int:
     return getattr(axes, "num_devices", 1)
 
 
-def _lower(context: Any, operand: Any) -> list:
-    devices = automatic_devices(context)
+def _check(devices: int) -> None:
     if devices > 1:
         raise ValueError(
             f"jax_grouped cannot be divided automatically: this program is for {devices} devices, and XLA would gather "
-            f"every operand on each of them. Call it inside jax.shard_map, with rows or experts sharded by in_specs; "
-            f"in_specs of P() say that every device computes all of it."
+            f"every operand on each of them. Call it inside jax.shard_map over all axes of the mesh, with rows or "
+            f"experts sharded by in_specs; in_specs of P() say that every device computes all of it."
         )
-    return [operand]
 
 
-_device_local.def_impl(jax.jit(_device_local.bind))
-_device_local.def_abstract_eval(lambda aval: aval)
+def _lower(context: Any, *operands: Any) -> list:
+    _check(automatic_devices(context))
+    return list(operands)
+
+
+def _run_eagerly(*arrays: jax.Array) -> list[jax.Array]:
+    _check(max((len(a.sharding.device_set) for a in arrays if isinstance(a, jax.Array)), default=1))
+    return list(arrays)
+
+
+_device_local.multiple_results = True
+_device_local.def_impl(_run_eagerly)
+_device_local.def_abstract_eval(lambda *avals: avals)
 mlir.register_lowering(_device_local, _lower)
-batching.primitive_batchers[_device_local] = lambda arrays, dims: (_device_local.bind(*arrays), dims[0])
+batching.primitive_batchers[_device_local] = lambda arrays, dims: (_device_local.bind(*arrays), dims)

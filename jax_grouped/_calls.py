@@ -16,7 +16,7 @@ from jax_grouped._placement import device_local
 
 Array = jax.Array
 
-_TARGETS = {
+TARGETS = {
     Op.MM: "grouped_mm_v1",
     Op.WGRAD: "grouped_wgrad_v1",
     Op.BIAS_GRAD: "grouped_bias_grad_v1",
@@ -163,7 +163,7 @@ def _run(
     scratch = max(workspace_size(op, dtype, device, *dims) for device in _DEVICES)
     arrays = device_local(*operands.values())
     results = jax.ffi.ffi_call(
-        _TARGETS[op],
+        TARGETS[op],
         [*types, result_type((scratch,), jnp.uint8, *arrays)],
         input_output_aliases=aliases,
         vmap_method="sequential",

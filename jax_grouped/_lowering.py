@@ -11,6 +11,7 @@ import jax
 from jax.interpreters import mlir
 
 from jax_grouped._log import log_once
+from jax_grouped._placement import automatic_devices
 from jax_grouped._ragged_form import compute, why_not
 
 
@@ -42,18 +43,7 @@ def _why_not_here(context: Any, parameters: dict[str, Any]) -> str | None:
     lhs, rhs, _ = context.avals_in
     dtype = context.avals_out[0].dtype
     reason = why_not(lhs, rhs, dtype, parameters["ragged_dot_dimension_numbers"], parameters["precision"])
-    return reason or _partitioned(context.module_context.axis_context)
-
-
-def _partitioned(axis_context: Any) -> str | None:
-    """XLA cannot split a custom call: it would gather the operands and compute all of it on every device."""
-    devices = getattr(axis_context, "num_devices", 1)
-    if devices != 1:
-        return f"XLA partitions the program over {devices} devices; inside jax.shard_map the core serves it"
-    mesh = getattr(axis_context, "mesh", None)
-    if mesh is None:
-        return None
-    automatic = set(mesh.axis_names) - set(axis_context.manual_axes)
-    if not all(mesh.shape[name] == 1 for name in automatic):
-        return f"the mesh axes {sorted(map(str, automatic))} are not manual in this jax.shard_map"
-    return None
+    devices = automatic_devices(context)
+    if reason is None and devices > 1:
+        return f"XLA divides it among {devices} devices; inside jax.shard_map over all axes of the mesh it is served"
+    return reason

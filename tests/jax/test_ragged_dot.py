@@ -225,6 +225,24 @@ def test_one_call_serves_a_batch_of_rows(rng) -> None:
     assert " transpose(" not in str(call.lower(*whole).as_text("hlo"))
 
 
+def test_batches_of_batches_are_one_call(rng) -> None:
+    """Every operand has both batches; forward and both gradients."""
+    whole, _ = batched(rng, 6, (0, 0, 0))
+    lhs, rhs, sizes = (a.reshape(2, 3, *a.shape[1:]) for a in whole)
+    dy = jnp.asarray(rng.standard_normal((2, 3, HARD.T, HARD.N)), jnp.float32)
+
+    def step(lhs, rhs, sizes, dy):
+        y, pull = jax.vjp(lambda a, b: ragged_dot(a, b, sizes), lhs, rhs)
+        return y, *pull(dy)
+
+    twice, once = jax.jit(jax.vmap(jax.vmap(step))), jax.jit(step)
+    assert calls_of(twice, lhs, rhs, sizes, dy) == {Op.MM: 2, Op.WGRAD: 1}
+    found = twice(lhs, rhs, sizes, dy)
+    for i, j in itertools.product(range(2), range(3)):
+        for a, b in zip(found, once(lhs[i, j], rhs[i, j], sizes[i, j], dy[i, j]), strict=True):
+            assert_bits(a[i, j], b)
+
+
 def test_nested_vmap(rng) -> None:
     whole, _ = batched(rng, 3, (0, None, 0))
     lhs, rhs, sizes = whole
@@ -307,18 +325,14 @@ def test_what_is_no_array(rng) -> None:
 
 
 def test_explicit_axes(rng) -> None:
-    """On a mesh of explicit axes, where JAX's own asks for an out_sharding: operands that every device has."""
-    problem = problem_of(rng, HARD, "f32")
-    arguments = [jnp.asarray(a) for a in (problem.x, problem.weight, problem.sizes, problem.dy)]
-
-    def step(lhs, rhs, sizes, dy):
-        y, pull = jax.vjp(lambda a, b: ragged_dot(a, b, sizes), lhs, rhs)
-        return y, *pull(dy)
-
-    expected = jax.jit(step)(*arguments)
+    """On a mesh of explicit axes, where JAX's own asks for an out_sharding: the advice that any mesh gets."""
+    arguments = on_device(problem_of(rng, HARD, "f32"))
     mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Explicit,))
+    everywhere = [jax.device_put(a, NamedSharding(mesh, P())) for a in arguments]
     with jax.set_mesh(mesh):
-        everywhere = [jax.device_put(a, NamedSharding(mesh, P())) for a in arguments]
         for given in (arguments, everywhere):
-            for a, b in zip(jax.jit(step)(*given), expected, strict=True):
-                assert_bits(a, b)
+            with pytest.raises(ValueError, match=r"cannot be divided automatically: .* Call it inside jax\.shard_map"):
+                jax.jit(ragged_dot)(*given)
+        mapped = jax.shard_map(ragged_dot, in_specs=(P(),) * 3, out_specs=P())
+        found = jax.jit(mapped)(*everywhere)
+    assert_bits(found, jax.jit(ragged_dot)(*arguments))

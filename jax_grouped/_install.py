@@ -21,7 +21,7 @@ from jax_grouped._lowering import lowering
 
 __all__ = ["Installation", "install", "installed", "uninstall"]
 
-_TESTED = ("0.10.2", "0.11.2")
+_TESTED = ("0.10.2", "0.12.0.1")  # before 0.10 backward hands over a weight that JAX has transposed
 _PLATFORMS = ("cuda", "cpu")
 _WAY_OUT = "Call jax_grouped.ragged_dot instead, which works with every jax that jax_grouped imports on."
 _lock = threading.RLock()

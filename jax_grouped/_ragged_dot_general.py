@@ -9,6 +9,7 @@ and what comes out, by ``jax.eval_shape``; what the core does not compute it com
 from __future__ import annotations
 
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ from jax_grouped._log import log_once
 from jax_grouped._ragged_form import Mode, compute, form_of, why_not
 
 __all__ = ["ragged_dot_general"]
+
+_TAKES_OUT_SHARDING = "out_sharding" in signature(jax.lax.ragged_dot_general).parameters  # from jax 0.10 on
 
 
 def ragged_dot_general(
@@ -120,7 +123,9 @@ def _jax_own(lhs: Array, rhs: Array, group_sizes: Array, options: dict[str, Any]
 def _out_sharding(*arrays: Array) -> dict[str, Any]:
     """On a mesh of explicit axes JAX wants to be told where a result lies; a custom call's lies whole everywhere."""
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays)]
-    return {"out_sharding": jax.sharding.PartitionSpec()} if any(m.explicit_axes for m in meshes) else {}
+    if not _TAKES_OUT_SHARDING or not any(m.explicit_axes for m in meshes):
+        return {}
+    return {"out_sharding": jax.sharding.PartitionSpec()}
 
 
 def _canonical(precision: Any) -> Any:

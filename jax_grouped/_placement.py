@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
-from jax.sharding import AxisType
+from jax.sharding import AxisType, get_abstract_mesh
 
 __all__ = ["automatic_devices", "device_local"]
 
@@ -45,7 +45,7 @@ def automatic_devices(context: Any) -> int:
 
 def _is_everywhere(aval: Any) -> bool:
     """Whether its type says that every device has all of it; types of automatic axes say nothing."""
-    mesh = aval.sharding.mesh
+    mesh = get_abstract_mesh() if aval.sharding.mesh.empty else aval.sharding.mesh
     explicit = not mesh.empty and all(kind == AxisType.Explicit for kind in mesh.axis_types)
     return explicit and all(axis is None for axis in aval.sharding.spec)
 

@@ -97,6 +97,7 @@ def test_types_that_say_everywhere_are_fine(function) -> None:
         everywhere = [jax.device_put(a, NamedSharding(mesh, P())) for a in arguments]
         assert_bits(jax.jit(call)(*everywhere), expected)
         assert_bits(call(*everywhere), expected)
+        assert_bits(jax.jit(call)(*arguments), expected)
 
 
 def test_an_axis_left_to_xla_is_refused() -> None:

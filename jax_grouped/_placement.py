@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+from jax.sharding import AxisType, get_abstract_mesh
 
 __all__ = ["automatic_devices", "device_local"]
 
@@ -25,7 +26,7 @@ def device_local(*arrays: jax.Array) -> list[jax.Array]:
 
 
 def automatic_devices(context: Any) -> int:
-    """Over how many devices XLA divides what is lowered here by itself; 1 inside shard_map and on one device.
+    """Over how many devices XLA may divide what is lowered here by itself; 1 inside shard_map and on one device.
 
     Args:
       context: the LoweringRuleContext of a primitive.
@@ -37,7 +38,16 @@ def automatic_devices(context: Any) -> int:
         for name in set(sizes) - set(axes.manual_axes):
             devices *= sizes[name]
         return devices
+    if all(map(_is_everywhere, context.avals_in)):
+        return 1
     return getattr(axes, "num_devices", 1)
+
+
+def _is_everywhere(aval: Any) -> bool:
+    """Whether its type says that every device has all of it; types of automatic axes say nothing."""
+    mesh = get_abstract_mesh() if aval.sharding.mesh.empty else aval.sharding.mesh
+    explicit = not mesh.empty and all(kind == AxisType.Explicit for kind in mesh.axis_types)
+    return explicit and all(axis is None for axis in aval.sharding.spec)
 
 
 def _check(devices: int) -> None:
@@ -55,7 +65,8 @@ def _lower(context: Any, *operands: Any) -> list:
 
 
 def _run_eagerly(*arrays: jax.Array) -> list[jax.Array]:
-    _check(max((len(a.sharding.device_set) for a in arrays if isinstance(a, jax.Array)), default=1))
+    divided = [a for a in arrays if isinstance(a, jax.Array) and not a.sharding.is_fully_replicated]
+    _check(max((len(a.sharding.device_set) for a in divided), default=1))
     return list(arrays)
 
 

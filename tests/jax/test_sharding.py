@@ -87,6 +87,19 @@ def test_explicit_sharding_is_refused(function) -> None:
             jax.jit(call)(x, *rest)
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_types_that_say_everywhere_are_fine(function) -> None:
+    """On explicit axes a type tells that every device has the whole: nothing would be gathered."""
+    call, arguments = loss_of(function)
+    expected = np.asarray(jax.jit(call)(*arguments))
+    mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        everywhere = [jax.device_put(a, NamedSharding(mesh, P())) for a in arguments]
+        assert_bits(jax.jit(call)(*everywhere), expected)
+        assert_bits(call(*everywhere), expected)
+        assert_bits(jax.jit(call)(*arguments), expected)
+
+
 def test_an_axis_left_to_xla_is_refused() -> None:
     """shard_map over one axis of two: XLA would divide over the other."""
     call, (x, *rest) = loss_of("linear")

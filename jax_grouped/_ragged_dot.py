@@ -12,6 +12,7 @@ from grouped_core import Op, Options, weight_layout_code
 from jax_grouped._calls import Array, check_arguments, result_type
 from jax_grouped._ragged_dot_general import evaluate, refuse_group_offset
 from jax_grouped._ragged_form import SERVED_DTYPES
+from jax_grouped._refs import Buffer
 
 __all__ = ["ragged_dot"]
 
@@ -29,7 +30,7 @@ def ragged_dot(
     preferred_element_type: Any = None,
     group_offset: Array | None = None,
     *,
-    out: Array | None = None,
+    out: Buffer | None = None,
 ) -> Array:
     """``jax.lax.ragged_dot`` on the grouped core: row t of the result is ``lhs[t] @ rhs[g(t)]``.
 
@@ -45,7 +46,7 @@ def ragged_dot(
       preferred_element_type: dtype of the result: that of lhs (default), float32 beside 16-bit lhs. Others cost a
         cast of the operands (to float64) or of the result.
       group_offset: must be None, as in JAX.
-      out: ``[T, N]`` of that dtype: a buffer to donate; the result is written there.
+      out: ``[T, N]`` of that dtype: a buffer to donate, or a ``jax.Ref``; the result is written there.
 
     Other dtypes (integers, complex, 8-bit floats) are computed by ``jax.lax.ragged_dot``; ``GROUPED_LOG=1`` says so.
 
@@ -62,6 +63,7 @@ def ragged_dot(
     Tail: rows ``S..T`` are zeros, also in the gradient of lhs; with ``out`` they are neither read nor written.
     Empty groups: legal anywhere; their gradient is zero.
     Aliasing: as `grouped_linear`.
+    Rematerialisation: ``jax.checkpoint`` policies know the result as "ragged_dot".
     Determinism: bitwise repeatable, the same with and without ``out`` and under ``vmap``. Reverse mode casts the
     incoming gradient to dtype of lhs where ``preferred_element_type`` differs from it.
     Source: jax.lax.ragged_dot.

@@ -14,10 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jax_grouped._calls import Array, vary_together
 from jax_grouped._log import log_once
 from jax_grouped._ragged_form import Mode, compute, form_of, why_not
+from jax_grouped._refs import Buffer, check_buffers, read, write
 
 __all__ = ["ragged_dot_general"]
 
@@ -33,7 +35,7 @@ def ragged_dot_general(
     preferred_element_type: Any = None,
     group_offset: Array | None = None,
     *,
-    out: Array | None = None,
+    out: Buffer | None = None,
 ) -> Array:
     """``jax.lax.ragged_dot_general`` on the grouped core, in all of its modes.
 
@@ -56,8 +58,8 @@ def ragged_dot_general(
       precision: as for `ragged_dot`.
       preferred_element_type: as for `ragged_dot`.
       group_offset: must be None, as in JAX.
-      out: shape and dtype of the result: a buffer to donate; the result is written there. Of the first two modes,
-        and of dtypes that the core takes without a cast. With batch dimensions XLA copies slices of it.
+      out: shape and dtype of the result: a buffer to donate, or a ``jax.Ref``; the result is written there. Of the
+        first two modes, and of dtypes that the core takes without a cast. With batch dimensions XLA copies slices.
 
     Returns:
       The array that JAX returns.
@@ -92,21 +94,25 @@ def refuse_group_offset(group_offset: Any) -> None:
 
 
 def evaluate(
-    lhs: Array, rhs: Array, group_sizes: Array, options: dict[str, Any], out: Array | None, name: str
+    lhs: Array, rhs: Array, group_sizes: Array, options: dict[str, Any], out: Buffer | None, name: str
 ) -> Array:
     """The call on the core where that serves it, else JAX's own. options: JAX's arguments but the arrays."""
-    arrays = vary_together(lhs, rhs, group_sizes, out)
-    lhs, rhs, group_sizes = map(jnp.asarray, arrays[:3])
-    out, numbers = arrays[3], options["ragged_dot_dimension_numbers"]
+    check_buffers(out=out)
     with jax.named_scope(name):
+        lhs, rhs, group_sizes, target = vary_together(lhs, rhs, group_sizes, read(out))
+        lhs, rhs, group_sizes = map(jnp.asarray, (lhs, rhs, group_sizes))
         result, reason = ask(lhs, rhs, group_sizes, options)
-        if out is not None:
-            _check_out(lhs, rhs, out, result, numbers, reason)
-            return _into(numbers, result.dtype, lhs, rhs, group_sizes, out)
-        if reason is not None:
+        numbers = options["ragged_dot_dimension_numbers"]
+        if target is not None:
+            _check_out(lhs, rhs, target, result, numbers, reason)
+            y = _into(numbers, result.dtype, lhs, rhs, group_sizes, target)
+            write(out, y)
+        elif reason is not None:
             log_once(f"{name} {_words(lhs)} {_words(rhs)} -> jax.lax, because {reason}")
-            return _jax_own(lhs, rhs, group_sizes, options)(lhs, rhs, group_sizes)
-        return compute(lhs, rhs, group_sizes, numbers, result.dtype)
+            y = _jax_own(lhs, rhs, group_sizes, options)(lhs, rhs, group_sizes)
+        else:
+            y = compute(lhs, rhs, group_sizes, numbers, result.dtype)
+        return checkpoint_name(y, name)
 
 
 def ask(lhs: Array, rhs: Array, group_sizes: Array, options: dict[str, Any]) -> tuple[Any, str | None]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import threading
 from functools import partial
-from typing import Any
 from unittest import mock
 
 import jax
@@ -236,22 +235,26 @@ def test_what_is_served_is_not_logged(rng, capsys) -> None:
         assert logged(capsys, jax.lax.ragged_dot, lhs, rhs, sizes) == ""
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_automatic_sharding_is_left_to_jax(rng, axis_type, capsys) -> None:
+def test_automatic_sharding_is_left_to_jax(rng, capsys) -> None:
     lhs, rhs, sizes, _ = operands(rng)
-    mesh = jax.make_mesh((4,), ("rows",), axis_types=(axis_type,))
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,))
     sharded = jax.device_put(lhs, NamedSharding(mesh, P("rows")))
-    options: dict[str, Any] = {} if axis_type is AxisType.Auto else {"out_sharding": P()}
-    if axis_type is AxisType.Explicit:
-        sharded = jax.device_put(lhs, NamedSharding(mesh, P()))  # the only one that JAX itself takes
-    with install(ON_CPU), jax.set_mesh(mesh):
-
-        def call(lhs, rhs, sizes):
-            return jax.lax.ragged_dot(lhs, rhs, sizes, **options)
-
-        assert calls_of(jax.jit(call), sharded, rhs, sizes) == {}
-        assert_right(jax.jit(call)(sharded, rhs, sizes), lhs, rhs, sizes)
+    with install(ON_CPU):
+        call = jax.jit(jax.lax.ragged_dot)
+        assert calls_of(call, sharded, rhs, sizes) == {}
+        assert_right(call(sharded, rhs, sizes), lhs, rhs, sizes)
         assert "XLA divides it among 4 devices" in logged(capsys, call, sharded, rhs, sizes)
+
+
+def test_what_every_device_has_by_its_type_is_served(rng) -> None:
+    """Explicit axes, nothing sharded: the one case that JAX itself takes there."""
+    lhs, rhs, sizes, _ = operands(rng)
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Explicit,))
+    with install(ON_CPU), jax.set_mesh(mesh):
+        everywhere = [jax.device_put(a, NamedSharding(mesh, P())) for a in (lhs, rhs, sizes)]
+        call = jax.jit(lambda *a: jax.lax.ragged_dot(a[0], a[1], a[2], out_sharding=P()))
+        assert calls_of(call, *everywhere) == {Op.MM: 4}
+        assert_right(call(*everywhere), lhs, rhs, sizes)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])

@@ -17,7 +17,7 @@ from ragged_cases import CONTRACTING, EXTENT, NONCONTRACTING, calls_of
 from tolerances import DTYPES, assert_bits, assert_close
 
 from grouped_core import Op
-from jax_grouped import install, ragged_dot, ragged_dot_general
+from jax_grouped import EXPORT_CHECKS, install, ragged_dot, ragged_dot_general
 
 HARD = BY_NAME["empty_middle"]
 GENERAL = NONCONTRACTING + CONTRACTING
@@ -208,8 +208,7 @@ def test_symbolic_shapes(rng) -> None:
         *(jax.typeof(jnp.asarray(a)) for a in (p.weight, p.sizes)),
     ]
     types = [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in types]
-    allowed = [jax.export.DisabledSafetyCheck.custom_call("grouped_mm_v1")]
-    exported = jax.export.export(jax.jit(jax.lax.ragged_dot), disabled_checks=allowed)(*types)
+    exported = jax.export.export(jax.jit(jax.lax.ragged_dot), disabled_checks=EXPORT_CHECKS)(*types)
     y = exported.call(*map(jnp.asarray, (p.x, p.weight, p.sizes)))
     assert_bits(y, run(jax.lax.ragged_dot, p)[0])
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import reference
 from cases import BY_NAME, CASES, SENTINEL
+from hlo import assert_refs_in_place
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax_calls import wide_enough
@@ -325,14 +326,46 @@ def test_what_is_no_array(rng) -> None:
 
 
 def test_explicit_axes(rng) -> None:
-    """On a mesh of explicit axes, where JAX's own asks for an out_sharding: the advice that any mesh gets."""
+    """On a mesh of explicit axes, where JAX's own asks for an out_sharding: what every device has is computed there."""
     arguments = on_device(problem_of(rng, HARD, "f32"))
+    expected = jax.jit(ragged_dot)(*arguments)
     mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Explicit,))
-    everywhere = [jax.device_put(a, NamedSharding(mesh, P())) for a in arguments]
     with jax.set_mesh(mesh):
-        for given in (arguments, everywhere):
-            with pytest.raises(ValueError, match=r"cannot be divided automatically: .* Call it inside jax\.shard_map"):
-                jax.jit(ragged_dot)(*given)
-        mapped = jax.shard_map(ragged_dot, in_specs=(P(),) * 3, out_specs=P())
-        found = jax.jit(mapped)(*everywhere)
-    assert_bits(found, jax.jit(ragged_dot)(*arguments))
+        everywhere = [jax.device_put(a, NamedSharding(mesh, P())) for a in arguments]
+        assert_bits(jax.jit(ragged_dot)(*everywhere), expected)
+        divided = jax.device_put(arguments[0], NamedSharding(mesh, P("rows")))
+        with pytest.raises(ValueError, match=r"cannot be divided automatically: .* Call it inside jax\.shard_map"):
+            jax.jit(ragged_dot)(divided, *everywhere[1:])
+
+
+def test_a_ref_is_written_in_place(rng) -> None:
+    """Inside jit, its tail kept; a result that is not returned costs no copy."""
+    lhs, rhs, sizes = on_device(problem_of(rng, HARD, "f32"))
+    out = jax.new_ref(jnp.full((HARD.T, HARD.N), SENTINEL, jnp.float32))
+
+    def step(out, lhs, rhs, sizes):
+        ragged_dot(lhs, rhs, sizes, out=out)
+
+    assert_refs_in_place(step, [out], lhs, rhs, sizes)
+    assert_bits(out[: HARD.S], jax.jit(ragged_dot)(lhs, rhs, sizes)[: HARD.S])
+    assert_bits(out[HARD.S :], jnp.full((HARD.T - HARD.S, HARD.N), SENTINEL, jnp.float32))
+    with pytest.raises(TypeError, match=r"^out must be a whole jax\.Ref"):
+        jax.jit(lambda out: ragged_dot(lhs, rhs, sizes, out=out.at[:]))(out)
+
+
+@pytest.mark.parametrize("names", [("ragged_dot",), ()])
+def test_checkpoint_policies_know_its_name(rng, names) -> None:
+    """Saved by name it is not computed again for a cos after it."""
+    problem = problem_of(rng, HARD, "f32")
+    lhs, rhs, sizes = on_device(replace(problem, x=np.nan_to_num(problem.x)))
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def layer(lhs, rhs):
+        return jnp.cos(ragged_dot(jnp.cos(ragged_dot(lhs, rhs, sizes)), rhs.mT, sizes))
+
+    def loss(lhs, rhs):
+        return jax.checkpoint(layer, policy=policy)(lhs, rhs).sum()
+
+    # In the program as traced, because XLA may find that what is computed again is what it still has.
+    program = str(jax.make_jaxpr(jax.value_and_grad(loss, (0, 1)))(lhs, rhs))
+    assert program.count("= grouped_mm[") == 2 + 2 + (0 if names else 2)

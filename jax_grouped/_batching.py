@@ -6,8 +6,11 @@ tails. Where a result has rows, each batch's tail joins its last group, and what
 Where a result has groups, each tail is a group of its own, whose result is left out: a sum over more rows could be
 taken in another order.
 
-One call for each batch remains where rows of several batches share a weight, because a group's rows would not lie
-together, and where a result goes into a buffer, whose tails must stay as they are.
+Batches that share both weight and sizes are one batch whose rows are B times as many: row t of every batch, then row
+t + 1, so that a group's rows lie together. That moves rows, unless they came with the batches in second place.
+
+One call for each batch remains where batches share a weight but not the sizes, and where a result goes into a buffer,
+whose tails must stay as they are.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from grouped_core import Op, Options, argument_dims
 
 __all__ = ["Folded", "batchable", "fold"]
 
+_MOST_ROWS = 2**31 - 1  # of the narrowest type that sizes have
 Folded = tuple[list[Any], dict[int, tuple[int, ...]], int]
 
 
@@ -64,7 +68,12 @@ def fold(
     (T,) = rows
     groups = inputs[sizes_at].shape[-1]
     weight_is_shared = any(name == "weight" and not batched[i] for i, (name, _) in enumerate(rules) if i in batched)
-    if weight_is_shared or groups == 0:
+    if weight_is_shared:
+        groups_are_shared = not any(batched[i] for i in batched if rules[i][1][0] == "G")
+        fits = type(T) is int and (T + 1) * size <= _MOST_ROWS
+        by_row = [dims[0] == "T" for _, dims in rules]
+        return _interleave(size, T, inputs, batched, shapes, sizes_at, by_row) if groups_are_shared and fits else None
+    if groups == 0:
         return None
 
     given = inputs[sizes_at]
@@ -99,3 +108,31 @@ def fold(
     count = sizes.size
     folded = {i: (count if by_group else size * T, *shape[1:]) for i, shape in shapes.items()}
     return ([flat(i, a) for i, a in enumerate(inputs)], folded, count), unfold
+
+
+def _interleave(
+    size: int,
+    T: int,
+    inputs: Sequence[Any],
+    batched: dict[int, bool],
+    shapes: dict[int, tuple],
+    sizes_at: int,
+    by_row: Sequence[bool],
+) -> tuple[Folded, Callable[[list], tuple]]:
+    """Rows of all batches side by side, for inputs of which those by group are shared."""
+
+    def flat(i: int, array: Any) -> Any:
+        if i == sizes_at:
+            # Cut down to what is too large or negative all the same, so that no product wraps around into a fit.
+            return jnp.clip(array, -1, T + 1) * size
+        if array is None or not by_row[i]:
+            return array
+        whole = jnp.moveaxis(array, 0, 1) if batched[i] else jnp.repeat(array[:, None], size, axis=1)
+        return whole.reshape(T * size, *whole.shape[2:])
+
+    def unfold(results: list) -> tuple:
+        each = zip(results, shapes.values(), strict=True)
+        return tuple(jnp.moveaxis(result.reshape(T, size, *shape[1:]), 1, 0) for result, shape in each)
+
+    folded = {i: (T * size, *shape[1:]) for i, shape in shapes.items()}
+    return ([flat(i, a) for i, a in enumerate(inputs)], folded, inputs[sizes_at].shape[0]), unfold

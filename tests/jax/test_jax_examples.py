@@ -11,7 +11,11 @@ from typing import Any
 
 import hlo
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from jax_grouped import grouped_mlp
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("jax_*.py"))
@@ -82,3 +86,27 @@ def test_a_barrier_keeps_donated_weights_in_place() -> None:
     params = arguments[0]
     found = hlo.faults(example.step.lower(*arguments).compile(), [params["fc1"], params["fc2"]], ("sub", *SCOPES))
     assert found.keys() <= {hlo.CALL}, found  # the gradients are memory of their own
+
+
+def test_shard_map_example_has_the_gradients_of_one_device() -> None:
+    """Sharded experts, shared router and embedding: a step changes the parameters as it does without devices."""
+    example = module_of("jax_shard_map")
+    params, _, _, tokens, target = example.start()
+    params = {name: np.asarray(p) for name, p in params.items()}
+
+    def loss(params):
+        x = tokens @ params["embed"]
+        probability, expert = jax.lax.top_k(jax.nn.softmax(x @ params["router"]), example.TOP)
+        order = jnp.argsort(expert.ravel(), stable=True)
+        sizes = jnp.bincount(expert.ravel(), length=example.EXPERTS_EACH * example.DEVICES)
+        scale = probability.ravel()[order]
+        y = grouped_mlp(x[order // example.TOP], params["fc1"], params["fc2"], sizes, row_scale=scale)
+        return jnp.mean((x + jnp.zeros_like(x).at[order // example.TOP].add(y) - target) ** 2)
+
+    expected = jax.jit(jax.grad(loss))(jax.tree.map(jnp.asarray, params))
+    after = example.step(*example.start())[0]
+    for name, old in params.items():
+        found = (old - np.asarray(after[name])) / 0.1
+        # Sums in another order, and the rounding of the update that is taken back here.
+        allowed = 1e-5 * (np.abs(old).max() + np.abs(expected[name]).max())
+        assert np.abs(found - np.asarray(expected[name])).max() < allowed, name

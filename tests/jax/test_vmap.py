@@ -81,7 +81,7 @@ def test_every_shape(rng, case) -> None:
 
 @pytest.mark.parametrize("batched", ["x", "weight", "sizes", "bias", "row_scale"])
 def test_one_batched_argument(rng, batched) -> None:
-    """Whatever is shared is read by every batch; the weight shared, it is a call for each."""
+    """Whatever is shared is read by every batch; the weight shared and not the sizes, it is a call for each."""
     problems = every(rng, linear_problem, "f32")
     p = problems[1]
     names = ("x", "weight", "sizes", "bias", "row_scale")
@@ -92,7 +92,7 @@ def test_one_batched_argument(rng, batched) -> None:
 
     axes = tuple(0 if n == batched else None for n in names)
     found, (count,) = calls_while(lambda: jax.jit(jax.vmap(call, in_axes=axes))(*given.values()), Op.MM)
-    assert count == (1 if batched == "weight" else B)
+    assert count == (B if batched in ("sizes", "bias") else 1)
     for i in range(B):
         alone = jax.jit(call)(*(a[i] if n == batched else a for n, a in given.items()))
         assert_bits(found[i], np.asarray(alone), f"batch {i}")
@@ -155,6 +155,15 @@ def test_batches_on_another_axis(rng, axis) -> None:
         assert_bits(np.moveaxis(np.asarray(found), axis, 0)[i], jax_calls.linear(p)["y"], f"batch {i}")
 
 
+@pytest.mark.parametrize("bad", [(9, -1, 0, 22), (0, 0, 0, 41), (2**30, 0, 0, 0), (2**31 - 1, 0, 0, 0)], ids=str)
+def test_bad_sizes_that_batches_share(rng, bad) -> None:
+    """Four times 2^30 rows must not wrap around into none."""
+    p: Any = linear_problem(rng, HARD, "f32", bias=False, row_scale=False)
+    xs, sizes = stack([p.x] * B), jnp.array(bad, jnp.int32)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"group_sizes\[\d+\] = "):
+        jax.block_until_ready(jax.jit(jax.vmap(grouped_linear, in_axes=(0, None, None)))(xs, p.weight, sizes))
+
+
 def test_the_one_call_copies_no_input(rng) -> None:
     """x and weight reach it as they lie in memory."""
     problems = every(rng, linear_problem, "f32", bias=False, row_scale=False)
@@ -165,6 +174,17 @@ def test_the_one_call_copies_no_input(rng) -> None:
     made = [i.text for i in hlo.instructions(text) if set(i.shapes) & inputs and i.opcode not in hlo.PLUMBING]
     assert made == []
     assert " while(" not in text
+
+
+def test_shared_weight_and_batches_second_copy_nothing(rng) -> None:
+    """Rows of all batches lie side by side already, and so does the result."""
+    p: Any = linear_problem(rng, HARD, "f32", bias=False, row_scale=False)
+    x = jnp.stack([jnp.asarray(p.x)] * B, axis=1)
+    call = jax.jit(jax.vmap(grouped_linear, in_axes=(1, None, None), out_axes=1))
+    text = call.lower(x, jnp.asarray(p.weight), jnp.asarray(p.sizes)).compile().as_text() or ""
+    rows = {f"f32[{dims},{width}]" for dims in (f"{HARD.T},{B}", f"{HARD.T * B}") for width in (HARD.K, HARD.N)}
+    made = [i for i in hlo.instructions(text) if set(i.shapes) & rows and i.opcode not in hlo.PLUMBING]
+    assert [i.opcode for i in made] == ["custom-call"]
 
 
 def test_buffers_keep_every_tail(rng) -> None:

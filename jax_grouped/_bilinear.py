@@ -154,12 +154,15 @@ def _primitive(name: str, function: Callable, transpose: Callable, batch: Callab
             terms.append(primitive.bind(left, tangents[1], group_sizes, **parameters))
         return y, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(y)
 
+    def transposed(ct: Any, *operands: Any, **parameters: Any) -> tuple:
+        return (None, None, None) if type(ct) is ad.Zero else transpose(ct, *operands, **parameters)
+
     # Taken from the call itself, which knows over which mesh axes its result varies.
     primitive.def_abstract_eval(lambda *types, **p: jax.make_jaxpr(partial(function, **p))(*types).out_avals[0])
     primitive.def_impl(jax.jit(function, static_argnames=_PARAMETERS))
     mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
     ad.primitive_jvps[primitive] = jvp
-    ad.primitive_transposes[primitive] = transpose
+    ad.primitive_transposes[primitive] = transposed
     batching.primitive_batchers[primitive] = batch
     return primitive
 

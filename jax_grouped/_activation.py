@@ -7,10 +7,12 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from grouped_core import Activation, Op, Tail, activation_options
 from jax_grouped import _operations as core
 from jax_grouped._calls import Array, check_arguments, result_type, vary_together
+from jax_grouped._refs import Buffer, check_buffers, cotangent, read, write
 
 __all__ = ["grouped_activation"]
 
@@ -25,8 +27,8 @@ def grouped_activation(
     alpha: float = 1.702,
     limit: float = 7.0,
     offset: float = 1.0,
-    out: Array | None = None,
-    dgrad_out: Array | None = None,
+    out: Buffer | None = None,
+    dgrad_out: Buffer | None = None,
 ) -> Array:
     """The activation between two grouped linear layers: ``y[t] = activation(h[t]) * row_scale[t]``.
 
@@ -39,24 +41,27 @@ def grouped_activation(
       alpha: slope inside the sigmoid, of the clamped kind alone.
       limit: clamp of gate (from above) and up (both sides), of the clamped kind alone.
       offset: added to up, of the clamped kind alone.
-      out: ``[T, F]``, dtype of h: a buffer to donate; y is written there.
-      dgrad_out: shape and dtype of h: a buffer to donate; its cotangent is it, filled with the gradient of h.
+      out: ``[T, F]``, dtype of h: a buffer to donate or a ``jax.Ref``; y is written there.
+      dgrad_out: shape and dtype of h: a buffer to donate, and its cotangent is it, filled with the gradient of h; or
+        a ``jax.Ref``.
 
     Returns:
       ``[T, F]``, dtype of h.
 
     Raises:
-      ValueError: at trace time, an unknown name or a shape that the rules forbid.
-      TypeError: at trace time, a dtype that the rules forbid.
+      ValueError: at trace time, an unknown name, a shape that the rules forbid, or one Ref for two buffers.
+      TypeError: at trace time, a dtype that the rules forbid, or a slice of a Ref.
 
     Tail, empty groups, aliasing: as `grouped_linear`.
+    Names for ``jax.checkpoint`` policies: the result is "grouped_activation".
     Determinism: bitwise repeatable and the same from PyTorch: exp is the core's own. Computed in fp32 (fp64 for
     float64), rounded once.
     Source: SwiGLU and GEGLU of Shazeer 2020, the clamped form of gpt-oss, squared ReLU of So et al. 2021.
     """
+    check_buffers(out=out, dgrad_out=dgrad_out)
     choice = activation_options(kind, gate_layout, alpha, limit, offset)
     options = choice.options(Tail.KEEP)
-    y = out
+    y: Any = out
     if y is None:
         y = result_type((h.shape[0], choice.width(h.shape[1])) if h.ndim == 2 else (0, 0), h.dtype)
     check_arguments(Op.ACTIVATION, {"h": h, "group_sizes": group_sizes, "row_scale": row_scale, "out": y}, options)
@@ -65,7 +70,9 @@ def grouped_activation(
         backward = {"h": h, "out": y, "group_sizes": group_sizes, "row_scale": row_scale, "dgrad_out": dgrad_out}
         check_arguments(Op.ACTIVATION_GRAD, {**backward, "d_row_scale": None}, options)
     with jax.named_scope("grouped_activation"):
-        return _activation(choice, *vary_together(h, group_sizes, row_scale, out, dgrad_out))
+        result = _activation(choice, *vary_together(h, group_sizes, row_scale, read(out), dgrad_out))
+        write(out, result)
+        return checkpoint_name(result, "grouped_activation")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -75,7 +82,7 @@ def _activation(
     group_sizes: Array,
     row_scale: Array | None,
     out: Array | None,
-    dgrad_out: Array | None,
+    dgrad_out: Buffer | None,
 ) -> Array:
     return core.activation(h, group_sizes, row_scale, out, choice)
 
@@ -87,8 +94,9 @@ def _forward(choice: Activation, *arguments: Any) -> tuple[Array, tuple]:
 
 def _backward(choice: Activation, residuals: tuple, dy: Array) -> tuple:
     h, group_sizes, row_scale, dgrad_out = residuals
-    dh, dscale = core.activation_grad(h, dy, group_sizes, row_scale, dgrad_out, choice)
-    return dh, None, dscale, None, None if dgrad_out is None else dh
+    dh, dscale = core.activation_grad(h, dy, group_sizes, row_scale, read(dgrad_out), choice)
+    write(dgrad_out, dh)
+    return dh, None, dscale, None, cotangent(dgrad_out, dh)
 
 
 _activation.defvjp(_forward, _backward)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from grouped_core import CPU_DEVICE, NO_DATA, DType, Op, Options, check, check_symbolic, workspace_size
+from jax_grouped._batching import batchable, fold
+from jax_grouped._placement import device_local
 
 Array = jax.Array
 
-_TARGETS = {
+TARGETS = {
     Op.MM: "grouped_mm_v1",
     Op.WGRAD: "grouped_wgrad_v1",
     Op.BIAS_GRAD: "grouped_bias_grad_v1",
@@ -51,7 +53,7 @@ def accumulator(dtype: Any) -> Any:
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
-def _varying_axes(array: Array | None) -> frozenset:
+def _varying_axes(array: Any) -> frozenset:
     """The mesh axes between whose devices it differs: the types that shard_map checks."""
     if array is None:
         return frozenset()
@@ -59,29 +61,31 @@ def _varying_axes(array: Array | None) -> frozenset:
     return getattr(kind, "vma", None) or getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
 
 
-def vary_together(*arrays: Array | None) -> tuple[Array | None, ...]:
+def vary_together(*arrays: Any) -> tuple[Any, ...]:
     """The arrays, each varying over every mesh axis over which one of them does.
 
     JAX transposes that step to the sum over those axes: the gradient of an argument that devices share.
     """
     axes = frozenset().union(*map(_varying_axes, arrays))
 
-    def vary(array: Array | None) -> Array | None:
-        missing = () if array is None else tuple(axes - _varying_axes(array))
+    def vary(array: Any) -> Any:
+        # A Ref is memory: it has the type that it was made with.
+        missing = () if array is None or isinstance(array, jax.Ref) else tuple(axes - _varying_axes(array))
         return jax.lax.pcast(array, missing, to="varying") if missing else array
 
     return tuple(map(vary, arrays))
 
 
-def result_type(shape: Sequence[Any], dtype: Any, *like: Array | None) -> jax.ShapeDtypeStruct:
-    """A new result. Inside shard_map it varies over every mesh axis over which one of `like` does."""
+def result_type(shape: Sequence[Any], dtype: Any, *like: Array | None) -> Any:
+    """A new result's type. Inside shard_map it varies over every mesh axis over which one of `like` does."""
     varying = [a for a in like if a is not None and _varying_axes(a)]
     if not varying:
         return jax.ShapeDtypeStruct(tuple(shape), dtype)
     # JAX versions spell such a type differently, so it is taken from a sum that JAX types itself.
-    return jax.eval_shape(
-        lambda *arrays: jnp.zeros(shape, dtype) + sum(a.ravel()[:0].sum().astype(dtype) for a in arrays), *varying
-    )
+    typed = jax.make_jaxpr(
+        lambda *arrays: jnp.zeros(shape, dtype) + sum(a.ravel()[:0].sum().astype(dtype) for a in arrays)
+    )(*varying)
+    return typed.out_avals[0]
 
 
 def _describe(name: str, value: Any) -> tuple | None:
@@ -104,7 +108,7 @@ def check_arguments(op: Op, arguments: dict[str, Any], options: Options) -> None
 def call(
     op: Op,
     inputs: Sequence[Array | None],
-    outputs: dict[int, Array | jax.ShapeDtypeStruct],
+    outputs: Mapping[int, Any],
     options: Options,
     dims: tuple[Any, Any, int],
 ) -> list[Array]:
@@ -120,22 +124,53 @@ def call(
     Returns:
       The results in table order.
     """
-    buffers = {i: o for i, o in outputs.items() if not isinstance(o, jax.ShapeDtypeStruct)}
-    operands = [a for a in inputs if a is not None]
+    buffers = {i: o for i, o in outputs.items() if isinstance(o, jax.Array | np.ndarray)}
+    present = [i for i, a in enumerate(inputs) if a is not None]
+
+    def run(*arrays: Array) -> tuple[Array, ...]:
+        given = dict(zip([*present, *buffers], arrays, strict=True))
+        operands = {i: given[i] for i in present}
+        return _run(op, operands, {i: given.get(i, o) for i, o in outputs.items()}, buffers, options, dims)
+
+    def folded(size: int, batched: Sequence[bool], *arrays: Array) -> tuple[Array, ...] | None:
+        given, is_batched = dict(zip(present, arrays, strict=True)), dict(zip(present, batched, strict=True))
+        shapes = {i: o.shape for i, o in outputs.items()}
+        one_call = fold(op, size, [given.get(i) for i in range(len(inputs))], is_batched, shapes, options)
+        if one_call is None:
+            return None
+        (flat, flat_shapes, groups), unfold = one_call
+        like = [a for a in flat if a is not None]
+        types = {i: result_type(shape, outputs[i].dtype, *like) for i, shape in flat_shapes.items()}
+        return unfold(call(op, flat, types, options, (dims[0], dims[1], groups)))
+
+    arrays = [*(inputs[i] for i in present), *buffers.values()]
+    return list(batchable(run, None if buffers else folded)(*arrays))
+
+
+def _run(
+    op: Op,
+    operands: dict[int, Array],
+    outputs: dict[int, Any],
+    buffers: Iterable[int],
+    options: Options,
+    dims: tuple[Any, Any, int],
+) -> tuple[Array, ...]:
+    """The call itself."""
     aliases = {len(operands) + n: list(outputs).index(i) for n, i in enumerate(buffers)}
     # jax.typeof, because a buffer's type also says over which mesh axes it varies.
     types = [jax.typeof(o) if i in buffers else o for i, o in outputs.items()]
-    dtype = int(_DTYPES[np.dtype(next(a for a in inputs if a is not None).dtype).name])
+    dtype = int(_DTYPES[np.dtype(operands[0].dtype).name])
     scratch = max(workspace_size(op, dtype, device, *dims) for device in _DEVICES)
+    arrays = device_local(*operands.values())
     results = jax.ffi.ffi_call(
-        _TARGETS[op],
-        [*types, result_type((scratch,), jnp.uint8, *operands)],
+        TARGETS[op],
+        [*types, result_type((scratch,), jnp.uint8, *arrays)],
         input_output_aliases=aliases,
         vmap_method="sequential",
     )(
-        *operands,
-        *buffers.values(),
-        inputs=_mask(i for i, a in enumerate(inputs) if a is not None),
+        *arrays,
+        *(outputs[i] for i in buffers),
+        inputs=_mask(operands),
         outputs=_mask(outputs),
         aliased=_mask(buffers),
         weight_layout=np.int32(options.weight_layout),
@@ -148,7 +183,7 @@ def call(
         limit=np.float64(options.limit),
         offset=np.float64(options.offset),
     )
-    return list(results[:-1])
+    return tuple(results[:-1])
 
 
 def _mask(indices: Any) -> np.int64:

@@ -7,10 +7,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from grouped_core import Op, Options, other_layout, weight_layout_code
 from jax_grouped import _operations as core
 from jax_grouped._calls import Array, accumulator, check_arguments, vary_together
+from jax_grouped._refs import Buffer, check_buffers, cotangent, read, write
 
 __all__ = ["grouped_linear"]
 
@@ -27,9 +29,9 @@ def grouped_linear(
     bias: Array | None = None,
     *,
     row_scale: Array | None = None,
-    out: Array | None = None,
-    dgrad_out: Array | None = None,
-    wgrad_out: Array | None = None,
+    out: Buffer | None = None,
+    dgrad_out: Buffer | None = None,
+    wgrad_out: Buffer | None = None,
     accumulate_wgrad: bool = False,
     weight_layout: str = "gkn",
 ) -> Array:
@@ -50,7 +52,8 @@ def grouped_linear(
             return grads[0], y, grads[1]  # y and grads[1] are the buffers: donate them again
 
     JAX pairs donated arguments and results by shape and order, so hand buffers of one shape back in the order in
-    which they came.
+    which they came. Each buffer may be a whole ``jax.Ref`` instead, to be used inside jit: it is written where it is,
+    nothing is donated or handed back, and it has no cotangent.
 
     Args:
       x: ``[T, K]`` float16, bfloat16, float32 or float64.
@@ -70,8 +73,8 @@ def grouped_linear(
       ``[T, N]``, dtype of x.
 
     Raises:
-      ValueError: at trace time, a shape that the rules forbid.
-      TypeError: at trace time, a dtype that the rules forbid.
+      ValueError: at trace time, a shape that the rules forbid, or one Ref for two buffers.
+      TypeError: at trace time, a dtype that the rules forbid, or a slice of a Ref.
       jax.errors.JaxRuntimeError: at run time, sizes that do not fit, on CPU always and on CUDA under
         ``GROUPED_CHECK=1``.
 
@@ -79,12 +82,14 @@ def grouped_linear(
     A NaN in the tail of an input reaches no result.
     Empty groups: legal anywhere; their weight gradient is zero, or unchanged when accumulating.
     Aliasing: XLA copies a buffer that is not donated, is read elsewhere too, or of which a numpy or torch view
-    lives.
+    lives, and a Ref outside jit or under ``jax.checkpoint``.
+    Names for ``jax.checkpoint`` policies: the result is "grouped_linear".
     Determinism: bitwise repeatable, the same with and without buffers and from PyTorch; ``y[t]`` depends on
     ``x[t]`` and ``W[g(t)]`` only. 16-bit inputs are summed in fp32, and each stored tensor is rounded once. With
     ``row_scale`` the weight and bias gradients are those of ``dy * row_scale`` rounded to dtype of x.
     Source: the semantics of TransformerEngine's GroupedLinear with caller buffers (its PR #3161).
     """
+    check_buffers(out=out, dgrad_out=dgrad_out, wgrad_out=wgrad_out)
     config = _Config(weight_layout_code(weight_layout), bool(accumulate_wgrad))
     arguments = {
         "x": x,
@@ -98,7 +103,10 @@ def grouped_linear(
     }
     check_arguments(Op.LINEAR, arguments, Options(weight_layout=config.weight_layout))
     with jax.named_scope("grouped_linear"):
-        return _linear(config, *vary_together(*arguments.values()))
+        arguments["out"] = read(out)
+        y = _linear(config, *vary_together(*arguments.values()))
+        write(out, y)
+        return checkpoint_name(y, "grouped_linear")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -110,8 +118,8 @@ def _linear(
     bias: Array | None,
     row_scale: Array | None,
     out: Array | None,
-    dgrad_out: Array | None,
-    wgrad_out: Array | None,
+    dgrad_out: Buffer | None,
+    wgrad_out: Buffer | None,
 ) -> Array:
     return core.mm(x, weight, group_sizes, bias, row_scale, out, config.weight_layout)
 
@@ -123,20 +131,23 @@ def _forward(config: _Config, *arguments: Any) -> tuple[Array, tuple]:
 
 def _backward(config: _Config, residuals: tuple, dy: Array) -> tuple:
     x, weight, group_sizes, bias, row_scale, dgrad_out, wgrad_out = residuals
+    dx_buffer, dweight_buffer = read(dgrad_out), read(wgrad_out)
     layout, transposed = config.weight_layout, other_layout(config.weight_layout)
     dz, dscale = dy, None
     if row_scale is None:
-        dx = core.mm(dy, weight, group_sizes, None, None, dgrad_out, transposed)
+        dx = core.mm(dy, weight, group_sizes, None, None, dx_buffer, transposed)
     else:
         # The gradient of row_scale is x . (dy W^T) + dy . bias: one product serves it and dx. Kept in the
         # accumulator's dtype, so that scaling and rounding it gives the bits that the fused epilogue gives.
         unscaled = core.mm(dy, weight, group_sizes, None, None, None, transposed, accumulator(x.dtype))
         bias_dy = None if bias is None else dy
         dscale = core.row_dot(x, unscaled, group_sizes, bias_dy, bias, row_scale.dtype)
-        dx = core.row_scale(unscaled, group_sizes, row_scale, dgrad_out, x.dtype)
+        dx = core.row_scale(unscaled, group_sizes, row_scale, dx_buffer, x.dtype)
         dz = core.row_scale(dy, group_sizes, row_scale, None, dy.dtype)
-    dweight = core.wgrad(x, dz, group_sizes, wgrad_out, config.accumulate_wgrad and wgrad_out is not None, layout)
+    dweight = core.wgrad(x, dz, group_sizes, dweight_buffer, config.accumulate_wgrad and wgrad_out is not None, layout)
     dbias = None if bias is None else core.bias_grad(dz, group_sizes, bias.dtype)
+    write(dgrad_out, dx)
+    write(wgrad_out, dweight)
     return (
         dx,
         dweight if wgrad_out is None else None,
@@ -144,8 +155,8 @@ def _backward(config: _Config, residuals: tuple, dy: Array) -> tuple:
         dbias,
         dscale,
         None,
-        None if dgrad_out is None else dx,
-        None if wgrad_out is None else dweight,
+        cotangent(dgrad_out, dx),
+        cotangent(wgrad_out, dweight),
     )
 
 

@@ -36,10 +36,18 @@ def mm(
     return call(Op.MM, [x, weight, group_sizes, bias, row_scale, None], {5: target}, options, (K, N, G))[0]
 
 
-def wgrad(x: Array, dy: Array, group_sizes: Array, out: Array | None, accumulate: bool, weight_layout: int) -> Array:
-    """dW (+)= x^T dy over each group's rows, in the weight's storage."""
+def wgrad(
+    x: Array,
+    dy: Array,
+    group_sizes: Array,
+    out: Array | None,
+    accumulate: bool,
+    weight_layout: int,
+    dtype: Any = None,
+) -> Array:
+    """dW (+)= x^T dy over each group's rows, in the weight's storage, as dtype (of x, if None)."""
     K, N, G = x.shape[1], dy.shape[1], group_sizes.shape[0]
-    target = _target(out, (G, K, N) if weight_layout else (G, N, K), x.dtype, x, dy, group_sizes)
+    target = _target(out, (G, K, N) if weight_layout else (G, N, K), dtype or x.dtype, x, dy, group_sizes)
     options = Options(weight_layout=weight_layout, accumulate=int(accumulate))
     return call(Op.WGRAD, [x, dy, group_sizes, None], {3: target}, options, (K, N, G))[0]
 

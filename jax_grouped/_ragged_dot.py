@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from grouped_core import Op, Options, other_layout, weight_layout_code
-from jax_grouped import _operations as core
-from jax_grouped._calls import Array, check_arguments, result_type, vary_together
+from grouped_core import Op, Options, weight_layout_code
+from jax_grouped._calls import Array, check_arguments, result_type
+from jax_grouped._ragged_dot_general import evaluate, refuse_group_offset
+from jax_grouped._ragged_form import SERVED_DTYPES
+from jax_grouped._refs import Buffer
 
 __all__ = ["ragged_dot"]
 
 _GKN = weight_layout_code("gkn")
+_NUMBERS = jax.lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((1,), (1,)), ((), ())), lhs_ragged_dimensions=(0,), rhs_group_dimensions=(0,)
+)
 
 
 def ragged_dot(
@@ -24,63 +28,68 @@ def ragged_dot(
     group_sizes: Array,
     precision: Any = None,
     preferred_element_type: Any = None,
+    group_offset: Array | None = None,
     *,
-    out: Array | None = None,
+    out: Buffer | None = None,
 ) -> Array:
     """``jax.lax.ragged_dot`` on the grouped core: row t of the result is ``lhs[t] @ rhs[g(t)]``.
 
+    Without ``out`` every transformation works, to any order: jvp, vjp, vmap over any operands, hessian. With ``out``
+    reverse mode, once.
+
     Args:
       lhs: ``[T, K]`` float16, bfloat16, float32 or float64.
-      rhs: ``[G, K, N]``, dtype of lhs.
+      rhs: ``[G, K, N]``. Where its dtype differs from that of lhs both are cast to that of the result, as JAX does.
       group_sizes: ``[G]`` integers; int32 and int64 go as they are, others are cast to int32.
-      precision: accepted as JAX does; the core always computes float32 in full float32 and float64 in float64.
-      preferred_element_type: dtype of the result: that of lhs (default), or float32 beside 16-bit lhs.
-      out: ``[T, N]`` of that dtype: a buffer to donate; the result is written there.
+      precision: as JAX takes it. The core computes float32 in full float32 and float64 in float64, so only an
+        explicit algorithm changes anything: JAX computes that itself.
+      preferred_element_type: dtype of the result: that of lhs (default), float32 beside 16-bit lhs. Others cost a
+        cast of the operands (to float64) or of the result.
+      group_offset: must be None, as in JAX.
+      out: ``[T, N]`` of that dtype: a buffer to donate, or a ``jax.Ref``; the result is written there.
+
+    Other dtypes (integers, complex, 8-bit floats) are computed by ``jax.lax.ragged_dot``; ``GROUPED_LOG=1`` says so.
 
     Returns:
       ``[T, N]``.
 
     Raises:
-      ValueError: at trace time, a shape that the rules forbid.
+      ValueError: at trace time, a shape that the rules forbid, or a precision that JAX does not know.
       TypeError: at trace time, a dtype that the rules forbid.
+      NotImplementedError: a group_offset.
+      jax.errors.JaxRuntimeError: at run time, sizes that do not fit, on CPU always and on CUDA under
+        ``GROUPED_CHECK=1``.
 
-    Tail: rows ``S..T`` are zeros; with ``out`` they are neither read nor written.
+    Tail: rows ``S..T`` are zeros, also in the gradient of lhs; with ``out`` they are neither read nor written.
     Empty groups: legal anywhere; their gradient is zero.
     Aliasing: as `grouped_linear`.
-    Determinism: bitwise repeatable. Reverse mode casts the incoming gradient to dtype of lhs where
-    ``preferred_element_type`` differs from it.
+    Rematerialisation: ``jax.checkpoint`` policies know the result as "ragged_dot".
+    Determinism: bitwise repeatable, the same with and without ``out`` and under ``vmap``. Reverse mode casts the
+    incoming gradient to dtype of lhs where ``preferred_element_type`` differs from it.
     Source: jax.lax.ragged_dot.
     """
-    del precision  # nothing to choose: see above
-    if jnp.issubdtype(group_sizes.dtype, jnp.integer) and group_sizes.dtype not in (jnp.int32, jnp.int64):
-        group_sizes = group_sizes.astype(jnp.int32)
-    dtype = jnp.dtype(lhs.dtype if preferred_element_type is None else preferred_element_type)
-    given = out
-    if given is None:
-        given = result_type((lhs.shape[0], rhs.shape[2]) if lhs.ndim == 2 and rhs.ndim == 3 else (0, 0), dtype)
-    arguments = {"lhs": lhs, "rhs": rhs, "group_sizes": group_sizes, "bias": None, "row_scale": None}
-    name = "preferred_element_type" if out is None else "out"
-    check_arguments(Op.MM, {**arguments, name: given}, Options(weight_layout=_GKN))
-    if given.dtype != dtype:
-        raise TypeError(f"out must have the result's dtype {dtype}; got {given.dtype}.")
-    with jax.named_scope("ragged_dot"):
-        return _ragged_dot(dtype, *vary_together(lhs, rhs, group_sizes, out))
+    refuse_group_offset(group_offset)
+    _check(lhs, rhs, group_sizes, out)
+    options = {
+        "ragged_dot_dimension_numbers": _NUMBERS,
+        "precision": precision,
+        "preferred_element_type": preferred_element_type,
+    }
+    return evaluate(lhs, rhs, group_sizes, options, out, "ragged_dot")
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ragged_dot(dtype: Any, lhs: Array, rhs: Array, group_sizes: Array, out: Array | None) -> Array:
-    return core.mm(lhs, rhs, group_sizes, None, None, out, _GKN, dtype)
-
-
-def _forward(dtype: Any, lhs: Array, rhs: Array, group_sizes: Array, out: Array | None) -> tuple[Array, tuple]:
-    return _ragged_dot(dtype, lhs, rhs, group_sizes, out), (lhs, rhs, group_sizes)
-
-
-def _backward(dtype: Any, residuals: tuple, dy: Array) -> tuple:
-    lhs, rhs, group_sizes = residuals
-    dy = dy.astype(lhs.dtype)
-    dlhs = core.mm(dy, rhs, group_sizes, None, None, None, other_layout(_GKN))
-    return dlhs, core.wgrad(lhs, dy, group_sizes, None, False, _GKN), None, None
-
-
-_ragged_dot.defvjp(_forward, _backward)
+def _check(lhs: Any, rhs: Any, group_sizes: Any, out: Any) -> None:
+    """The core's rules in its words, as far as JAX has the same; what is left JAX itself refuses."""
+    if not all(hasattr(a, "dtype") for a in (lhs, rhs, group_sizes)):
+        return
+    result = out
+    if out is None:
+        if not (lhs.dtype in SERVED_DTYPES and rhs.dtype in SERVED_DTYPES):
+            return
+        # Dtypes may differ here, so the rules see that of lhs alone.
+        rhs = result_type(rhs.shape, lhs.dtype)
+        result = result_type((lhs.shape[0], rhs.shape[2]) if lhs.ndim == 2 and rhs.ndim == 3 else (0, 0), lhs.dtype)
+    if jnp.issubdtype(group_sizes.dtype, jnp.integer):
+        group_sizes = result_type(group_sizes.shape, jnp.int32)
+    arguments = {"lhs": lhs, "rhs": rhs, "group_sizes": group_sizes, "bias": None, "row_scale": None, "out": result}
+    check_arguments(Op.MM, arguments, Options(weight_layout=_GKN))

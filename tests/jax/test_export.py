@@ -7,15 +7,17 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import jax_mlp
 import numpy as np
 import pytest
 from cases import BY_NAME, SENTINEL
 from jax import export
+from jax_mlp import mlp_problem
 from problems import LinearProblem, linear_problem, poisoned_buffer
 from tolerances import assert_bits
 
 import grouped_core
-from jax_grouped import grouped_activation, grouped_linear, ragged_dot
+from jax_grouped import EXPORT_CHECKS, grouped_activation, grouped_linear, grouped_mlp, ragged_dot
 
 TARGETS = sorted(grouped_core.xla_registrations(False, True))
 ALLOWED = [export.DisabledSafetyCheck.custom_call(target) for target in TARGETS]
@@ -40,6 +42,38 @@ def arguments_of(p: LinearProblem) -> list[np.ndarray | None]:
 def through_bytes(exported: export.Exported) -> export.Exported:
     pytest.importorskip("flatbuffers", reason="jax.export serialises with flatbuffers")
     return export.deserialize(exported.serialize())
+
+
+def test_the_public_constant_names_every_target() -> None:
+    assert sorted(map(str, EXPORT_CHECKS)) == sorted(map(str, ALLOWED))
+
+
+def test_mlp_with_donated_buffers_through_bytes(rng) -> None:
+    """The public constant, gradients and both buffers; donated again, nothing moves."""
+    problem = mlp_problem(rng, HARD, "f32", bias=False, row_scale=False)
+    x, w1, w2 = (jnp.asarray(problem.inputs[n]) for n in ("x", "fc1_weight", "fc2_weight"))
+    sizes, dy = jnp.asarray(problem.sizes), jnp.asarray(problem.dy)
+
+    def step(out, dgrad_out, x, w1, w2, sizes, dy):
+        def call(w1, dgrad_out):
+            return grouped_mlp(x, w1, w2, sizes, out=out, dgrad_out=dgrad_out, **problem.options)
+
+        y, pull_back = jax.vjp(call, w1, dgrad_out)
+        d_fc1, dgrad_out = pull_back(dy)
+        return y, dgrad_out, d_fc1
+
+    shapes = [jnp.full(a.shape, SENTINEL) for a in (dy, x)]
+    exported = export.export(jax.jit(step, donate_argnums=(0, 1)), disabled_checks=EXPORT_CHECKS)(
+        *shapes, x, w1, w2, sizes, dy
+    )
+    call = jax.jit(through_bytes(exported).call, donate_argnums=(0, 1))
+    before = [b.unsafe_buffer_pointer() for b in shapes]
+    out, dgrad_out, d_fc1 = call(*shapes, x, w1, w2, sizes, dy)
+    assert [b.unsafe_buffer_pointer() for b in (out, dgrad_out)] == before
+    expected = jax_mlp.mlp(problem)
+    assert_bits(out[: HARD.S], expected["y"][: HARD.S], "out")
+    assert_bits(dgrad_out[: HARD.S], expected["x"][: HARD.S], "dgrad_out")
+    assert_bits(d_fc1, expected["fc1_weight"], "the gradient of fc1_weight")
 
 
 def test_model_above_calls_every_target(rng) -> None:

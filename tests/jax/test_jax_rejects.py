@@ -183,7 +183,6 @@ RAGGED = [
     ("lhs", (T,), "f32", ValueError, "lhs must be [T, K] f16, bf16, f32 or f64; got [6] f32."),
     ("rhs", (G, N, K), "f32", ValueError, f"rhs must be [G, K=4, N] f32; got [2, 8, 4] f32.{GKN}"),
     ("rhs", (K, N), "f32", ValueError, f"rhs must be [G, K=4, N] f32; got [4, 8] f32.{GKN}"),
-    ("rhs", (G, K, N), "f16", TypeError, f"rhs must be [G=2, K=4, N=8] f32; got [2, 4, 8] f16.{GKN}"),
     ("group_sizes", (G + 1,), "int32", ValueError, "group_sizes must be [G=2] i32 or i64; got [3] i32."),
     ("out", (T, K), "f32", ValueError, f"out must be [T=6, N=8] f32{BUFFER}; got [6, 4] f32."),
     ("out", (T, N), "int32", TypeError, f"out must be [T=6, N=8] f32{BUFFER}; got [6, 8] i32."),
@@ -196,10 +195,12 @@ def test_ragged_dot(name, shape, dtype, exception, message) -> None:
     assert_refused_at_trace(ragged_dot, {**good, name: zeros(shape, dtype)}, exception, message)
 
 
-def test_preferred_element_type() -> None:
-    call = jax.jit(lambda a, b, s: ragged_dot(a, b, s, preferred_element_type=jnp.bfloat16))
-    with pytest.raises(TypeError, match=r"^preferred_element_type must be \[T=6, N=8\] f32"):
-        call(zeros((T, K)), zeros((G, K, N)), zeros((G,), "int32"))
+def test_ragged_dot_into_a_buffer_casts_nothing() -> None:
+    """Without a buffer operands of two dtypes are cast, as JAX casts them."""
+    good = {"lhs": zeros((T, K)), "rhs": zeros((G, K, N), "f16"), "group_sizes": zeros((G,), "int32")}
+    assert jax.eval_shape(ragged_dot, **good).dtype == jnp.float32
+    message = f"rhs must be [G=2, K=4, N=8] f32; got [2, 4, 8] f16.{GKN}"
+    assert_refused_at_trace(ragged_dot, {**good, "out": zeros((T, N))}, TypeError, message)
 
 
 BAD_SIZES = [

@@ -147,3 +147,39 @@ def test_buffer_that_comes_back_elsewhere(arguments) -> None:
 
     with pytest.raises(AssertionError, match="step 0 moved buffer 0"):
         hlo.run_in_place(step, arguments[:1], *arguments[1:])
+
+
+def test_what_a_scope_makes_passes_and_a_copy_does_not(arguments) -> None:
+    """An array of the program's own, in a named scope, has the buffer's shape."""
+
+    def step(out, x, weight, sizes):
+        with jax.named_scope("own"):
+            mine = jnp.sin(x @ weight[0])
+        return grouped_linear(x, weight, sizes, out=out), (mine * weight.sum()).sum() + mine.max()
+
+    def copying(out, x, weight, sizes):
+        with jax.named_scope("own"):
+            return grouped_linear(x, weight, sizes, out=out), (out * weight.sum()).sum()
+
+    compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+    assert hlo.PRODUCER in hlo.faults(compiled, arguments[:1])
+    assert hlo.PRODUCER in hlo.faults(compiled, arguments[:1], ("other",))
+    assert hlo.faults(compiled, arguments[:1], ("own",)) == {}
+    compiled = jax.jit(copying, donate_argnums=0).lower(*arguments).compile()
+    assert "copy" in hlo.faults(compiled, arguments[:1], ("own",))[hlo.PRODUCER]
+
+
+def test_ref_that_is_copied(arguments) -> None:
+    out, *rest = arguments
+
+    def clean(ref, *rest):
+        grouped_linear(*rest, out=ref)
+
+    def read_before(ref, x, weight, sizes):
+        before = ref[...] * weight.sum()
+        grouped_linear(x, weight, sizes, out=ref)
+        return before.sum()
+
+    hlo.assert_refs_in_place(clean, [jax.new_ref(out)], *rest)
+    with pytest.raises(AssertionError, match=hlo.PRODUCER):
+        hlo.assert_refs_in_place(read_before, [jax.new_ref(out)], *rest)

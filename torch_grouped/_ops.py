@@ -15,6 +15,7 @@ import torch
 
 from grouped_core import Activation, Op, Options, Tail, check, check_symbolic, other_layout, run
 from torch_grouped._describe import current_stream, describe, describe_fake, new_workspace
+from torch_grouped._nvtx import with_range
 
 _library = torch.library.Library("grouped_ffi", "DEF")
 
@@ -57,6 +58,7 @@ def _operator(schema: str, fake: Callable[..., None]) -> Callable[[Callable[...,
     def register(implementation: Callable[..., None]) -> Callable[..., None]:
         name = schema.partition("(")[0]
         _library.define(f"{schema} -> ()")
+        implementation = with_range(name, implementation)
         for device in ("CPU", "CUDA"):
             _library.impl(name, implementation, device)
         torch.library.register_fake(f"grouped_ffi::{name}", fake, lib=_library)

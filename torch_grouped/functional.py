@@ -3,28 +3,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from grouped_core import activation_options, weight_layout_code
+from torch_grouped._autocast import autocast_operands
 from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction
+from torch_grouped._buffers import apart_from as _apart_from
+from torch_grouped._buffers import detached as _detached
+from torch_grouped._mlp import grouped_mlp
 from torch_grouped._sizes import GroupSizes, on_device
 
-__all__ = ["grouped_activation", "grouped_linear"]
-
-
-def _detached(buffer: Tensor | None) -> Tensor | None:
-    # So that the caller's own tensor never starts requiring grad. A tensor that does already is kept as it is, for
-    # the core to refuse.
-    return buffer if buffer is None or buffer.requires_grad else buffer.detach()
-
-
-def _apart_from(buffer: Tensor | None, y: Tensor) -> Tensor:
-    # Compiled, a view of y would be rebuilt from the caller's tensor, which requires no grad, and lose its gradient
-    # without a word. So there y becomes a tensor of its own over the same memory.
-    if buffer is None or not torch.compiler.is_compiling():
-        return y
-    return torch.ops.aten._unsafe_view.default(y, list(y.shape))
+__all__ = ["grouped_activation", "grouped_linear", "grouped_mlp"]
 
 
 def grouped_linear(
@@ -80,6 +69,7 @@ def grouped_linear(
     ``row_scale`` the weight and bias gradients are those of ``dy * row_scale`` rounded to dtype of x.
     Source: the semantics of TransformerEngine's GroupedLinear with caller buffers (its PR #3161).
     """
+    x, weight, bias, row_scale = autocast_operands(x, weight, vectors=(bias, row_scale))
     y = GroupedLinearFunction.apply(
         x,
         weight,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import BY_NAME
+from mlp_problems import mlp_problem
 from problems import activation_problem, linear_problem
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -24,6 +25,8 @@ WRITTEN = {
     "row_dot": [5],
     "activation": [3],
     "activation_grad": [4, 5],
+    "mlp": [7, 8, 9],
+    "mlp_grad": [8, 9, 10, 11, 12, 13],
 }
 
 
@@ -49,6 +52,20 @@ def arguments_of(rng, dtype="f32"):
         "row_dot": (x, x.clone(), sizes, dy, bias, new(row_scale), True),
         "activation": (h, sizes, scale, new(dact), new(h), *CLAMPED, False),
         "activation_grad": (h, dact, sizes, scale, new(h), new(scale), *CLAMPED, True),
+        **mlp_arguments_of(rng, case, dtype),
+    }
+
+
+def mlp_arguments_of(rng, case, dtype):
+    problem = mlp_problem(rng, case, dtype, "clamped_swiglu")
+    x, w1, w2, b1, b2, scale = map(to_torch, problem.inputs.values())
+    sizes, dy = to_torch(problem.sizes), to_torch(problem.dy)
+    h, a = torch.randn(case.T, 2 * case.N).to(x.dtype), torch.randn(case.T, case.N).to(x.dtype)
+    h_out, a_out, out, *gradients = (torch.full_like(t, 7) for t in (h, a, dy, x, w1, w2, b1, b2, scale))
+    buffers = [torch.full_like(t, 7) for t in (x, w1, w2)]
+    return {
+        "mlp": (x, w1, w2, sizes, b1, b2, scale, h_out, a_out, out, *buffers, 0, *CLAMPED, False),
+        "mlp_grad": (dy, x, w1, w2, sizes, scale, h, a, *gradients, 0, *CLAMPED, True, False, False),
     }
 
 

@@ -76,10 +76,10 @@ class Sequential(nn.Sequential):
           TypeError: a key that is neither a module nor an index.
           Else what the operations raise.
         """
-        calls = self._calls(extra_inputs, op_kwargs or {})
+        calls = _plan(list(self), extra_inputs, op_kwargs or {})
         x, m_splits = input, None
         while calls:
-            fused = self._first_three_as_one(calls, x)
+            fused = _first_three_as_one(calls, x)
             if fused is not None:
                 x, m_splits, calls = fused, calls[0].extra[0], calls[3:]
                 continue
@@ -92,72 +92,73 @@ class Sequential(nn.Sequential):
             x = call.module(x, *call.extra, **options)
         return x
 
-    @staticmethod
-    def _first_three_as_one(calls: list[_Call], x: Tensor) -> Tensor | None:
-        if len(calls) < 3:
-            return None
-        fc1, activation, fc2 = calls[:3]
-        if not can_fuse(fc1.module, activation.module, fc2.module) or not same_splits(fc1.extra[0], fc2.extra[0]):
-            return None
-        on_inner_edges = (fc1.buffers.get("out"), *activation.buffers.values(), fc2.buffers.get("dgrad_out"))
-        if any(buffer is not None for buffer in on_inner_edges):
-            return None
-        return run_fused(
-            fc1.module,
-            activation.module,
-            fc2.module,
-            x,
-            fc1.extra[0],
-            *(activation.extra or (None,)),
-            out=fc2.buffers.get("out"),
-            dgrad_out=fc1.buffers.get("dgrad_out"),
+
+def _first_three_as_one(calls: list[_Call], x: Tensor) -> Tensor | None:
+    if len(calls) < 3:
+        return None
+    fc1, activation, fc2 = calls[:3]
+    if not can_fuse(fc1.module, activation.module, fc2.module) or not same_splits(fc1.extra[0], fc2.extra[0]):
+        return None
+    on_inner_edges = (fc1.buffers.get("out"), *activation.buffers.values(), fc2.buffers.get("dgrad_out"))
+    if any(buffer is not None for buffer in on_inner_edges):
+        return None
+    return run_fused(
+        fc1.module,
+        activation.module,
+        fc2.module,
+        x,
+        fc1.extra[0],
+        *(activation.extra or (None,)),
+        out=fc2.buffers.get("out"),
+        dgrad_out=fc1.buffers.get("dgrad_out"),
+    )
+
+
+def _plan(modules: list[nn.Module], extra_inputs: tuple, op_kwargs: OpKwargs) -> list[_Call]:
+    """What each operation gets."""
+    wanted = [_names_of_extra_inputs(module) for module in modules]
+    if sum(map(len, wanted)) != len(extra_inputs):
+        listed = "; ".join(
+            f"{i} {type(m).__name__}: {', '.join(names)}"
+            for i, (m, names) in enumerate(zip(modules, wanted, strict=True))
+            if names
         )
+        raise ValueError(
+            f"extra_inputs must be {sum(map(len, wanted))} ({listed or 'no operation takes any'}); got "
+            f"{len(extra_inputs)}. Pass each operation's inputs, in order."
+        )
+    buffers = _buffers_by_position(modules, op_kwargs)
+    calls, begin = [], 0
+    for i, (module, names) in enumerate(zip(modules, wanted, strict=True)):
+        calls.append(_Call(i, module, extra_inputs[begin : begin + len(names)], buffers.get(i, {})))
+        begin += len(names)
+    return calls
 
-    def _calls(self, extra_inputs: tuple, op_kwargs: OpKwargs) -> list[_Call]:
-        modules = list(self)
-        wanted = [_names_of_extra_inputs(module) for module in modules]
-        if sum(map(len, wanted)) != len(extra_inputs):
-            listed = "; ".join(
-                f"{i} {type(m).__name__}: {', '.join(names)}"
-                for i, (m, names) in enumerate(zip(modules, wanted, strict=True))
-                if names
-            )
+
+def _buffers_by_position(modules: list[nn.Module], op_kwargs: OpKwargs) -> dict[int, dict[str, Tensor | None]]:
+    found: dict[int, dict[str, Tensor | None]] = {}
+    for key, given in op_kwargs.items():
+        position = _position(modules, key)
+        module = modules[position]
+        if position in found:
             raise ValueError(
-                f"extra_inputs must be {sum(map(len, wanted))} ({listed or 'no operation takes any'}); got "
-                f"{len(extra_inputs)}. Pass each operation's inputs, in order."
+                f"op_kwargs must name each operation once; got two keys for operation {position} "
+                f"({type(module).__name__}). Put its buffers under one key."
             )
-        buffers = self._buffers(modules, op_kwargs)
-        calls, begin = [], 0
-        for i, (module, names) in enumerate(zip(modules, wanted, strict=True)):
-            calls.append(_Call(i, module, extra_inputs[begin : begin + len(names)], buffers.get(i, {})))
-            begin += len(names)
-        return calls
-
-    @staticmethod
-    def _buffers(modules: list[nn.Module], op_kwargs: OpKwargs) -> dict[int, dict[str, Tensor | None]]:
-        found: dict[int, dict[str, Tensor | None]] = {}
-        for key, given in op_kwargs.items():
-            position = _position(modules, key)
-            module = modules[position]
-            if position in found:
+        if not isinstance(module, _TAKES_BUFFERS):
+            raise ValueError(
+                f"op_kwargs must name operations that take buffers; got operation {position}, a "
+                f"{type(module).__name__}, which takes none. Name a GroupedLinear, an activation of "
+                "torch_grouped or a GroupedMLP."
+            )
+        for keyword in given:
+            if keyword not in _KEYWORDS:
                 raise ValueError(
-                    f"op_kwargs must name each operation once; got two keys for operation {position} "
-                    f"({type(module).__name__}). Put its buffers under one key."
+                    f'op_kwargs of operation {position} must have the keys OUTPUT_BUFFER_KEY="output" and '
+                    f'GRAD_INPUT_BUFFER_KEY="grad_input" alone; got {keyword!r}. Take it out.'
                 )
-            if not isinstance(module, _TAKES_BUFFERS):
-                raise ValueError(
-                    f"op_kwargs must name operations that take buffers; got operation {position}, a "
-                    f"{type(module).__name__}, which takes none. Name a GroupedLinear, an activation of "
-                    "torch_grouped or a GroupedMLP."
-                )
-            for keyword in given:
-                if keyword not in _KEYWORDS:
-                    raise ValueError(
-                        f'op_kwargs of operation {position} must have the keys OUTPUT_BUFFER_KEY="output" and '
-                        f'GRAD_INPUT_BUFFER_KEY="grad_input" alone; got {keyword!r}. Take it out.'
-                    )
-            found[position] = {_KEYWORDS[keyword]: buffer for keyword, buffer in given.items()}
-        return found
+        found[position] = {_KEYWORDS[keyword]: buffer for keyword, buffer in given.items()}
+    return found
 
 
 def _position(modules: list[nn.Module], key: Any) -> int:

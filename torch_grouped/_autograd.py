@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from grouped_core import Activation
 from torch_grouped import _ops
 from torch_grouped._describe import accumulator
+from torch_grouped._transforms import first_derivative_only
 
 
 class GroupedLinearFunction(torch.autograd.Function):
@@ -53,7 +53,7 @@ class GroupedLinearFunction(torch.autograd.Function):
         ctx.save_for_backward(x, weight, group_sizes, bias, row_scale)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple:
         """dx into `dgrad_out`, dW into `wgrad_out`, where they were given."""
         x, weight, group_sizes, bias, row_scale = ctx.saved_tensors
@@ -141,7 +141,7 @@ class GroupedActivationFunction(torch.autograd.Function):
         ctx.save_for_backward(h, group_sizes, row_scale)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple:
         """dh into `dgrad_out` where it was given, and the gradient of row_scale."""
         h, group_sizes, row_scale = ctx.saved_tensors

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from grouped_core import ACTIVATIONS, Activation, activation_options, weight_layout_code
 from torch_grouped import _mlp_ops
@@ -15,6 +14,7 @@ from torch_grouped._autocast import autocast_operands
 from torch_grouped._autograd import bind_by_position
 from torch_grouped._buffers import apart_from, detached
 from torch_grouped._sizes import GroupSizes, on_device
+from torch_grouped._transforms import first_derivative_only, refuse_buffers_under_transforms
 
 __all__ = ["GroupedMLPFunction", "grouped_mlp"]
 
@@ -104,7 +104,7 @@ class GroupedMLPFunction(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
         """dx into `dgrad_out`, dW into the targets of the weights, where they were given."""
         if dy is None:
@@ -185,6 +185,9 @@ def run_mlp(
     """`grouped_mlp` with a checked activation and with a choice for each weight whether to accumulate."""
     x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, row_scale = autocast_operands(
         x, fc1_weight, fc2_weight, vectors=(fc1_bias, fc2_bias, row_scale)
+    )
+    refuse_buffers_under_transforms(
+        out=out, dgrad_out=dgrad_out, fc1_wgrad_out=wgrads_out[0], fc2_wgrad_out=wgrads_out[1]
     )
     y, _, _ = GroupedMLPFunction.apply(
         x,

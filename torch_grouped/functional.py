@@ -12,6 +12,7 @@ from torch_grouped._buffers import apart_from as _apart_from
 from torch_grouped._buffers import detached as _detached
 from torch_grouped._mlp import grouped_mlp
 from torch_grouped._sizes import GroupSizes, on_device
+from torch_grouped._transforms import refuse_buffers_under_transforms
 
 __all__ = ["grouped_activation", "grouped_linear", "grouped_mlp"]
 
@@ -69,6 +70,7 @@ def grouped_linear(
     ``row_scale`` the weight and bias gradients are those of ``dy * row_scale`` rounded to dtype of x.
     Source: the semantics of TransformerEngine's GroupedLinear with caller buffers (its PR #3161).
     """
+    refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out, wgrad_out=wgrad_out)
     x, weight, bias, row_scale = autocast_operands(x, weight, vectors=(bias, row_scale))
     y = GroupedLinearFunction.apply(
         x,
@@ -125,6 +127,7 @@ def grouped_activation(
     Source: SwiGLU and GEGLU of Shazeer 2020, the clamped form of gpt-oss, squared ReLU of So et al. 2021.
     """
     choice = activation_options(kind, gate_layout, alpha, limit, offset)
+    refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out)
     y = GroupedActivationFunction.apply(
         h, on_device(group_sizes, h.device), row_scale, _detached(out), _detached(dgrad_out), *choice
     )

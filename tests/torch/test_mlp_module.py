@@ -10,7 +10,8 @@ import pytest
 import torch
 from cases import BY_NAME, SENTINEL
 from mlp_problems import mlp_problem
-from problems import ACTIVATION_KINDS, CLAMP, poisoned_buffer
+from problems import ACTIVATION_KINDS, poisoned_buffer
+from problems import CLAMP as CLAMP_OPTIONS
 from tolerances import assert_bits
 from torch_calls import to_numpy, to_torch
 from torch_mlp_calls import composed
@@ -21,6 +22,7 @@ from torch_grouped.functional import grouped_activation, grouped_mlp
 
 CASE = BY_NAME["empty_middle"]
 K, F, G = 16, 12, CASE.G
+CLAMP: dict[str, Any] = dict(CLAMP_OPTIONS)
 PLAIN = {"swiglu": "SwiGLU", "clamped_swiglu": "ClampedSwiGLU", "geglu": "GEGLU", "squared_relu": "SReLU"}
 SCALED = {
     "swiglu": "ScaledSwiGLU",
@@ -83,7 +85,9 @@ def test_parameters(activation, bias):
 @pytest.mark.parametrize("with_probs", [False, True])
 def test_is_the_function_in_one_step_and_in_turn(rng, activation, with_probs):
     for interleave, recompute in ((None, False), (1, True)):
-        options = {n: v for n, v in CLAMP.items() if n != "offset"} | {"glu_linear_offset": CLAMP["offset"]}
+        options: dict[str, Any] = {n: v for n, v in CLAMP.items() if n != "offset"} | {
+            "glu_linear_offset": CLAMP["offset"]
+        }
         module = GroupedMLP(
             G, K, F, activation=activation, glu_interleave_size=interleave, activation_recompute=recompute, **options
         )

@@ -72,7 +72,8 @@ class Setup:
         self.activation = SCALED[kind](interleave, **clamp, **options)
         self.fc2 = linear_with(i["fc2_weight"], i["fc2_bias"])
         self.container = Sequential(self.fc1, self.activation, self.fc2)
-        self.sizes, self.dtype = to_torch(problem.sizes), dtype
+        self.sizes: Any = to_torch(problem.sizes)
+        self.dtype = dtype
 
     def buffer(self, shape) -> torch.Tensor:
         return to_torch(poisoned_buffer(shape, self.dtype, self.problem.S, SENTINEL))

@@ -13,6 +13,7 @@ from problems import poisoned_buffer
 from tolerances import assert_bits
 from torch._dynamo.exc import TorchRuntimeError
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 from torch_calls import leaves, to_numpy, to_torch
 
 from torch_grouped import (
@@ -199,7 +200,7 @@ def test_checkpoint_inside_compile():
     x, sizes = torch.randn(10, 8), torch.tensor([4, 0, 5])
 
     def run(x):
-        return torch.utils.checkpoint.checkpoint(module, x, sizes, use_reentrant=False)
+        return checkpoint(module, x, sizes, use_reentrant=False)
 
     found = []
     for function in (torch.compile(run, fullgraph=True, backend="aot_eager"), run):

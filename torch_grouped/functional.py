@@ -3,28 +3,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from grouped_core import activation_options, weight_layout_code
-from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction
+from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction, apply
+from torch_grouped._buffers import apart_from as _apart_from
+from torch_grouped._buffers import detached as _detached
 from torch_grouped._sizes import GroupSizes, on_device
 
 __all__ = ["grouped_activation", "grouped_linear"]
-
-
-def _detached(buffer: Tensor | None) -> Tensor | None:
-    # So that the caller's own tensor never starts requiring grad. A tensor that does already is kept as it is, for
-    # the core to refuse.
-    return buffer if buffer is None or buffer.requires_grad else buffer.detach()
-
-
-def _apart_from(buffer: Tensor | None, y: Tensor) -> Tensor:
-    # Compiled, a view of y would be rebuilt from the caller's tensor, which requires no grad, and lose its gradient
-    # without a word. So there y becomes a tensor of its own over the same memory.
-    if buffer is None or not torch.compiler.is_compiling():
-        return y
-    return torch.ops.aten._unsafe_view.default(y, list(y.shape))
 
 
 def grouped_linear(
@@ -80,12 +67,10 @@ def grouped_linear(
     ``row_scale`` the weight and bias gradients are those of ``dy * row_scale`` rounded to dtype of x.
     Source: the semantics of TransformerEngine's GroupedLinear with caller buffers (its PR #3161).
     """
-    y = GroupedLinearFunction.apply(
-        x,
-        weight,
+    y = apply(
+        GroupedLinearFunction,
+        (x, weight, bias, row_scale),
         on_device(group_sizes, x.device),
-        bias,
-        row_scale,
         _detached(out),
         _detached(dgrad_out),
         _detached(wgrad_out),
@@ -135,7 +120,6 @@ def grouped_activation(
     Source: SwiGLU and GEGLU of Shazeer 2020, the clamped form of gpt-oss, squared ReLU of So et al. 2021.
     """
     choice = activation_options(kind, gate_layout, alpha, limit, offset)
-    y = GroupedActivationFunction.apply(
-        h, on_device(group_sizes, h.device), row_scale, _detached(out), _detached(dgrad_out), *choice
-    )
+    sizes = on_device(group_sizes, h.device)
+    y = apply(GroupedActivationFunction, (h, row_scale), sizes, _detached(out), _detached(dgrad_out), *choice)
     return _apart_from(out, y)

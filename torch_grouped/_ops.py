@@ -100,8 +100,10 @@ def _sizes(op: Op, tensors: Tensors, weight_layout: int) -> tuple[int, int, int]
 
 
 @functools.cache
-def _options(weight_layout: int = 0, zero_tail: bool = False, accumulate: bool = False) -> Options:
-    return Options(weight_layout=weight_layout, tail=int(_tail(zero_tail)), accumulate=int(accumulate))
+def _options(
+    weight_layout: int = 0, zero_tail: bool = False, accumulate: bool = False, *, ends: bool = False
+) -> Options:
+    return Options(weight_layout, int(ends), int(_tail(zero_tail)), int(accumulate))
 
 
 @functools.lru_cache(maxsize=256)
@@ -227,14 +229,58 @@ def wgrad(call, x, dy, group_sizes, wgrad_out, weight_layout, accumulate):
     return call.run(Op.WGRAD, (x, dy, group_sizes, wgrad_out), options, (wgrad_out,), {3: "wgrad_out"})
 
 
-def _bias_grad_fake(dy, group_sizes, out, accumulate):
+def _bias_grad_fake(dy, group_sizes, out, accumulate, ends=False):
     _check_fake(Op.BIAS_GRAD, {"dy": dy, "group_sizes": group_sizes, "out": out}, Options())
 
 
-@_core_operator("bias_grad(Tensor dy, Tensor group_sizes, Tensor(a!) out, bool accumulate)", _bias_grad_fake)
-def bias_grad(call, dy, group_sizes, out, accumulate):
-    """db (+)= sum of dy over each group's rows."""
-    return call.run(Op.BIAS_GRAD, (dy, group_sizes, out), _options(0, False, accumulate), (out,))
+@_core_operator(
+    "bias_grad(Tensor dy, Tensor group_sizes, Tensor(a!) out, bool accumulate, bool ends=False)",
+    _bias_grad_fake,
+)
+def bias_grad(call, dy, group_sizes, out, accumulate, ends=False):
+    """db (+)= sum of dy over each group's rows. `ends`: group_sizes holds their running sums."""
+    return call.run(Op.BIAS_GRAD, (dy, group_sizes, out), _options(0, False, accumulate, ends=ends), (out,))
+
+
+# The operands of torch's grouped_mm, and those of the transposed product.
+_PRODUCT_NAMES = (
+    {0: "a", 1: "b", 2: "offs", 3: "bias", 4: "row_scale", 5: "out"},
+    {0: "b.mT", 1: "a", 2: "offs", 3: "bias", 4: "row_scale", 5: "out.mT"},
+)
+
+
+def _product_fake(rows, matrices, offs, bias, out, weight_layout, transposed, zero_tail):
+    given = (rows, matrices, offs, bias, None, out)
+    tensors = dict(zip(_PRODUCT_NAMES[transposed].values(), given, strict=True))
+    _check_fake(Op.MM, tensors, Options(weight_layout=weight_layout))
+
+
+@_core_operator(
+    "product(Tensor rows, Tensor matrices, Tensor offs, Tensor? bias, Tensor(a!) out, int weight_layout, "
+    "bool transposed, bool zero_tail)",
+    _product_fake,
+)
+def product(call, rows, matrices, offs, bias, out, weight_layout, transposed, zero_tail):
+    """out[t] = rows[t] @ matrices[g(t)], offs the end of each group. `transposed`: of what messages speak."""
+    tensors = (rows, matrices, offs, bias, None, out)
+    options = _options(weight_layout, zero_tail, ends=True)
+    return call.run(Op.MM, tensors, options, (out,), _PRODUCT_NAMES[transposed])
+
+
+_CONTRACTION_NAMES = {0: "a.mT", 1: "b", 2: "offs"}
+
+
+def _contraction_fake(left, right, offs, out, weight_layout):
+    _check_fake(Op.WGRAD, {"a.mT": left, "b": right, "offs": offs, "out": out}, Options(weight_layout=weight_layout))
+
+
+@_core_operator(
+    "contraction(Tensor left, Tensor right, Tensor offs, Tensor(a!) out, int weight_layout)", _contraction_fake
+)
+def contraction(call, left, right, offs, out, weight_layout):
+    """out[g] = left_g^T right_g over each group's rows, offs the end of each group."""
+    options = _options(weight_layout, ends=True)
+    return call.run(Op.WGRAD, (left, right, offs, out), options, (out,), _CONTRACTION_NAMES)
 
 
 def _row_scale_fake(x, group_sizes, row_scale, out, zero_tail):

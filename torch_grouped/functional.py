@@ -9,9 +9,10 @@ from grouped_core import activation_options, weight_layout_code
 from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction, apply
 from torch_grouped._buffers import apart_from as _apart_from
 from torch_grouped._buffers import detached as _detached
+from torch_grouped._grouped_mm import grouped_mm
 from torch_grouped._sizes import GroupSizes, on_device
 
-__all__ = ["grouped_activation", "grouped_linear"]
+__all__ = ["grouped_activation", "grouped_linear", "grouped_mm"]
 
 
 def grouped_linear(

@@ -3,6 +3,7 @@
 
 from grouped_core import __version__
 from torch_grouped import functional
+from torch_grouped._install import install, installed, uninstall
 from torch_grouped.grouped_linear import GroupedLinear
 
-__all__ = ["GroupedLinear", "__version__", "functional"]
+__all__ = ["GroupedLinear", "__version__", "functional", "install", "installed", "uninstall"]

@@ -125,6 +125,8 @@ nb::dict xla_registrations(bool is_cuda, bool capturable) {
 
 NB_MODULE(_core, m) {
   using namespace grouped::python_door;
+  // What is registered with a framework's dispatcher lives to the end of the process, and is not lost.
+  nb::set_leak_warnings(false);
   m.doc() = "The grouped-GEMM core on raw addresses. Use jax_grouped or torch_grouped.";
   m.def("check", &check, "op"_a, "tensors"_a, "options"_a, "The rules of `op`, without running it.");
   m.def("run", &run, "op"_a, "tensors"_a, "options"_a, "workspace"_a, "workspace_size"_a, "stream"_a,

@@ -8,6 +8,7 @@ backward has written since would be reported as modified.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -40,7 +41,11 @@ def apply(function: type[torch.autograd.Function], inputs: tuple[Tensor | None, 
 
 
 class GroupedLinearFunction(torch.autograd.Function):
-    """`functional.grouped_linear` on checked layouts and sizes that are where x is."""
+    """`functional.grouped_linear` on checked layouts and sizes that are where x is.
+
+    take_wgrad: called in backward with the operands of the weight gradient, in the place of its computation; returns
+    what autograd is to accumulate in the weight.
+    """
 
     @staticmethod
     def forward(
@@ -54,6 +59,7 @@ class GroupedLinearFunction(torch.autograd.Function):
         wgrad_out: Tensor | None,
         accumulate_wgrad: bool,
         weight_layout: int,
+        take_wgrad: Callable[..., Tensor | None] | None,
     ) -> Tensor:
         """Writes y into `out`, or into memory of its own with a zeroed tail."""
         y = out
@@ -67,7 +73,7 @@ class GroupedLinearFunction(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """Saves what the gradients need; `out` is not among it."""
         x, weight, bias, row_scale, group_sizes, out, ctx.dgrad_out, ctx.wgrad_out = inputs[:8]
-        ctx.accumulate_wgrad, ctx.weight_layout = inputs[8:]
+        ctx.accumulate_wgrad, ctx.weight_layout, ctx.take_wgrad = inputs[8:]
         if out is not None:
             ctx.mark_dirty(out)
         ctx.save_for_backward(x, weight, bias, row_scale, group_sizes)
@@ -88,7 +94,9 @@ class GroupedLinearFunction(torch.autograd.Function):
             if row_scale is not None:
                 dz = torch.empty_like(dy)
                 _ops.row_scale(dy, group_sizes, row_scale, dz, False)
-            if needs_dweight:
+            if needs_dweight and ctx.take_wgrad is not None:
+                dweight = ctx.take_wgrad(x, dz, group_sizes, ctx.weight_layout)
+            elif needs_dweight:
                 target = torch.empty_like(weight) if ctx.wgrad_out is None else ctx.wgrad_out
                 accumulate = ctx.wgrad_out is not None and ctx.accumulate_wgrad
                 _ops.wgrad(x, dz, group_sizes, target, ctx.weight_layout, accumulate)
@@ -96,7 +104,7 @@ class GroupedLinearFunction(torch.autograd.Function):
             if needs_dbias:
                 dbias = torch.empty_like(bias)
                 _ops.bias_grad(dz, group_sizes, dbias, False)
-        return dx, dweight, dbias, dscale, None, None, None, None, None, None
+        return dx, dweight, dbias, dscale, None, None, None, None, None, None, None
 
 
 def _input_gradients(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from grouped_core import activation_options, weight_layout_code
@@ -68,6 +70,36 @@ def grouped_linear(
     ``row_scale`` the weight and bias gradients are those of ``dy * row_scale`` rounded to dtype of x.
     Source: the semantics of TransformerEngine's GroupedLinear with caller buffers (its PR #3161).
     """
+    return linear_with(
+        None,
+        x,
+        weight,
+        group_sizes,
+        bias,
+        row_scale=row_scale,
+        out=out,
+        dgrad_out=dgrad_out,
+        wgrad_out=wgrad_out,
+        accumulate_wgrad=accumulate_wgrad,
+        weight_layout=weight_layout,
+    )
+
+
+def linear_with(
+    take_wgrad: Callable[..., Tensor | None] | None,
+    x: Tensor,
+    weight: Tensor,
+    group_sizes: GroupSizes,
+    bias: Tensor | None = None,
+    *,
+    row_scale: Tensor | None = None,
+    out: Tensor | None = None,
+    dgrad_out: Tensor | None = None,
+    wgrad_out: Tensor | None = None,
+    accumulate_wgrad: bool = False,
+    weight_layout: str = "gnk",
+) -> Tensor:
+    """`grouped_linear` whose weight gradient `take_wgrad` computes; see `GroupedLinearFunction`."""
     y = apply(
         GroupedLinearFunction,
         (x, weight, bias, row_scale),
@@ -77,6 +109,7 @@ def grouped_linear(
         _detached(wgrad_out),
         accumulate_wgrad,
         weight_layout_code(weight_layout),
+        take_wgrad,
     )
     return _apart_from(out, y)
 

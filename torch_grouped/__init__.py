@@ -3,6 +3,7 @@
 
 from grouped_core import __version__
 from torch_grouped import functional
+from torch_grouped._install import install, installed, uninstall
 from torch_grouped.activations import (
     GEGLU,
     ClampedSwiGLU,
@@ -33,4 +34,7 @@ __all__ = [
     "SwiGLU",
     "__version__",
     "functional",
+    "install",
+    "installed",
+    "uninstall",
 ]

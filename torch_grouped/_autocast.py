@@ -22,7 +22,7 @@ def autocast_operands(*operands: Tensor, vectors: tuple[Tensor | None, ...] = ()
       vectors: bias and row_scale, which may be fp32 beside 16-bit operands and then stay so.
     """
     device = operands[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return (*operands, *vectors)
     target = torch.get_autocast_dtype(device)
 

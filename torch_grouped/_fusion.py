@@ -16,8 +16,6 @@ from torch_grouped.grouped_linear import GroupedLinear
 
 # What a module's call does beside its forward. Run as one, the parts are not called.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# Options of a linear layer under which its results are not plain products.
-_OWN_WAYS = ("delay_wgrad_compute", "fuse_wgrad_accumulation", "return_bias", "save_original_input")
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -26,11 +24,10 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _is_plain_linear(module: nn.Module) -> bool:
     # A subclass may do other things in forward; so does torch.nn.utils.parametrize, which makes one.
-    return type(module) is GroupedLinear and _is_plain(module) and not any(getattr(module, n, False) for n in _OWN_WAYS)
+    return type(module) is GroupedLinear and _is_plain(module) and not module.return_bias
 
 
-def can_fuse(fc1: nn.Module, activation: nn.Module, fc2: nn.Module) -> bool:
-    """Whether the three may run as one grouped MLP: nothing but the result's path would differ."""
+def _can_fuse(fc1: nn.Module, activation: nn.Module, fc2: nn.Module) -> bool:
     return (
         _is_plain_linear(fc1)
         and isinstance(activation, GroupedActivation)
@@ -40,6 +37,19 @@ def can_fuse(fc1: nn.Module, activation: nn.Module, fc2: nn.Module) -> bool:
     )
 
 
+def _main_grads(fc1: Any, fc2: Any, overwrite: bool) -> tuple[Tensor | None, Tensor | None] | None:
+    """The buffers of the weights' gradients; None where a layer does more with a gradient than have it written."""
+    found = []
+    for layer in (fc1, fc2):
+        take = target = None
+        if layer.delay_wgrad_compute or layer.fuse_wgrad_accumulation:
+            take, target = layer.place_of_wgrad(overwrite)
+        if take is not None:
+            return None
+        found.append(target)
+    return found[0], found[1]
+
+
 def same_splits(one: GroupSizes, other: GroupSizes) -> bool:
     """Whether both are known to be the same sizes without asking a device."""
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
@@ -47,17 +57,25 @@ def same_splits(one: GroupSizes, other: GroupSizes) -> bool:
     return list(one) == list(other)
 
 
-def run_fused(
+def run_as_one(
     fc1: Any,
-    activation: GroupedActivation,
+    activation: Any,
     fc2: Any,
     inp: Tensor,
     m_splits: GroupSizes,
     probs: Tensor | None,
+    *,
+    is_first_microbatch: bool | None = None,
     out: Tensor | None = None,
     dgrad_out: Tensor | None = None,
-) -> Tensor:
-    """The three in one step of autograd; arguments and results are those of the modules in turn."""
+) -> Tensor | None:
+    """The three in one step of autograd, if nothing but the way there differs from calling them in turn; else None."""
+    if not _can_fuse(fc1, activation, fc2):
+        return None
+    overwrite = bool(is_first_microbatch)
+    wgrads_out = _main_grads(fc1, fc2, overwrite)
+    if wgrads_out is None:
+        return None
     as_given = inp.dim() in (0, 2)  # no dimension at all is for the core to refuse
     x = inp if as_given else inp.reshape(math.prod(inp.shape[:-1]), inp.shape[-1])
     y = run_mlp(
@@ -71,6 +89,8 @@ def run_fused(
         choice=activation.choice(),
         out=out,
         dgrad_out=dgrad_out,
+        wgrads_out=wgrads_out,
+        accumulate=(not overwrite, not overwrite),
         recompute_activation=activation.activation_recompute_in_mlp,
     )
     return y if as_given else y.view(*inp.shape[:-1], y.shape[-1])

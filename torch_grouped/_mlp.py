@@ -11,7 +11,7 @@ from torch import Tensor
 from grouped_core import ACTIVATIONS, Activation, activation_options, weight_layout_code
 from torch_grouped import _mlp_ops
 from torch_grouped._autocast import autocast_operands
-from torch_grouped._autograd import bind_by_position
+from torch_grouped._autograd import apply, bind_by_position
 from torch_grouped._buffers import apart_from, detached
 from torch_grouped._sizes import GroupSizes, on_device
 from torch_grouped._transforms import first_derivative_only, refuse_buffers_under_transforms
@@ -189,14 +189,9 @@ def run_mlp(
     refuse_buffers_under_transforms(
         out=out, dgrad_out=dgrad_out, fc1_wgrad_out=wgrads_out[0], fc2_wgrad_out=wgrads_out[1]
     )
-    y, _, _ = GroupedMLPFunction.apply(
-        x,
-        fc1_weight,
-        fc2_weight,
-        on_device(group_sizes, x.device),
-        fc1_bias,
-        fc2_bias,
-        row_scale,
+    y, _, _ = apply(
+        GroupedMLPFunction,
+        (x, fc1_weight, fc2_weight, on_device(group_sizes, x.device), fc1_bias, fc2_bias, row_scale),
         detached(out),
         detached(dgrad_out),
         detached(wgrads_out[0]),

@@ -7,13 +7,15 @@ backward is theirs alone and comes from torch's allocator.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from grouped_core import NO_DATA, Activation, DType, Op, Options, Tail, check, other_layout
-from torch_grouped import _ops
+from torch_grouped import _direct, _ops
 from torch_grouped._describe import describe, describe_fake
 from torch_grouped._ops import _check_fake, _operator
 
@@ -119,18 +121,40 @@ class _Settings(NamedTuple):
 _FORWARD, _BACKWARD = 13, 14  # tensors before the settings
 
 
+def _operator_of_parts(
+    schema: str, fake: Callable[..., None], tensors: int
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """As `_operator`. Where nothing would notice an operator, the parts are called without one around them."""
+
+    def register(implementation: Callable[..., None]) -> Callable[..., None]:
+        operator = _operator(schema, fake)(implementation)
+
+        def call(*arguments: Any) -> None:
+            plain = _direct.calls is not None and _direct.is_eager() and all(map(_is_memory, arguments[:tensors]))
+            (implementation if plain else operator)(*arguments)
+
+        return functools.update_wrapper(call, implementation, ("__module__", "__name__", "__qualname__", "__doc__"))
+
+    return register
+
+
+def _is_memory(tensor: Tensor | None) -> bool:
+    return tensor is None or (type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta)
+
+
 def _mlp_fake(*arguments):
     settings = _Settings.of(arguments[_FORWARD:])
     for op, tensors, options in _Operands(*arguments[:_FORWARD]).rules(settings.weight_layout, settings.choice):
         _check_fake(op, tensors, options)
 
 
-@_operator(
+@_operator_of_parts(
     "mlp(Tensor x, Tensor fc1_weight, Tensor fc2_weight, Tensor group_sizes, Tensor? fc1_bias, Tensor? fc2_bias, "
     "Tensor? row_scale, Tensor(a!) h, Tensor(b!) a, Tensor(c!) out, Tensor? dgrad_out, Tensor? fc1_wgrad_out, "
     "Tensor? fc2_wgrad_out, int weight_layout, int kind, int gate_layout, float alpha, float limit, float offset, "
     "bool zero_tail)",
     _mlp_fake,
+    _FORWARD,
 )
 def mlp(*arguments):
     """out = activation(x W1 + b1) * row_scale W2 + b2. h and a take what lies between; their tails stay as they are."""
@@ -218,13 +242,14 @@ def _mlp_grad_fake(*arguments):
         _check_fake(op, tensors, options)
 
 
-@_operator(
+@_operator_of_parts(
     "mlp_grad(Tensor dy, Tensor? x, Tensor? fc1_weight, Tensor? fc2_weight, Tensor group_sizes, "
     "Tensor? row_scale, Tensor? h, Tensor? a, Tensor(a!)? dgrad_out, Tensor(b!)? d_fc1_weight, "
     "Tensor(c!)? d_fc2_weight, Tensor(d!)? d_fc1_bias, Tensor(e!)? d_fc2_bias, Tensor(f!)? d_row_scale, "
     "int weight_layout, int kind, int gate_layout, float alpha, float limit, float offset, "
     "bool accumulate_fc1, bool accumulate_fc2, bool zero_tail)",
     _mlp_grad_fake,
+    _BACKWARD,
 )
 def mlp_grad(*arguments):
     """The gradients that have a place given; a is computed again from h where it is needed and was not kept.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_grouped import activations
-from torch_grouped._fusion import can_fuse, run_fused
+from torch_grouped._fusion import run_as_one
 from torch_grouped._mlp import check_activation
 from torch_grouped._sizes import GroupSizes
 from torch_grouped.grouped_linear import GroupedLinear
@@ -122,7 +122,18 @@ class GroupedMLP(nn.Module):
           ValueError, TypeError: as `torch_grouped.functional.grouped_mlp`.
         """
         fc1, activation, fc2 = self.fc1, self.activation, self.fc2
-        if can_fuse(fc1, activation, fc2):
-            return run_fused(fc1, activation, fc2, inp, m_splits, probs, out=out, dgrad_out=dgrad_out)
+        y = run_as_one(
+            fc1,
+            activation,
+            fc2,
+            inp,
+            m_splits,
+            probs,
+            is_first_microbatch=is_first_microbatch,
+            out=out,
+            dgrad_out=dgrad_out,
+        )
+        if y is not None:
+            return y
         h = fc1(inp, m_splits, is_first_microbatch, dgrad_out=dgrad_out)
         return fc2(activation(h, m_splits, probs=probs), m_splits, is_first_microbatch, out=out)

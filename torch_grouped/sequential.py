@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from torch_grouped._fusion import can_fuse, run_fused, same_splits
+from torch_grouped._fusion import run_as_one, same_splits
 from torch_grouped.activations import GroupedActivation
 from torch_grouped.grouped_linear import GroupedLinear
 from torch_grouped.grouped_mlp import GroupedMLP
@@ -84,7 +84,7 @@ class Sequential(nn.Sequential):
                 x, m_splits, calls = fused, calls[0].extra[0], calls[3:]
                 continue
             call, calls = calls[0], calls[1:]
-            if isinstance(call.module, GroupedLinear):
+            if isinstance(call.module, GroupedLinear | GroupedMLP):
                 (m_splits,) = call.extra
             options: dict[str, Any] = dict(call.buffers)
             if isinstance(call.module, GroupedActivation):
@@ -97,18 +97,19 @@ def _first_three_as_one(calls: list[_Call], x: Tensor) -> Tensor | None:
     if len(calls) < 3:
         return None
     fc1, activation, fc2 = calls[:3]
-    if not can_fuse(fc1.module, activation.module, fc2.module) or not same_splits(fc1.extra[0], fc2.extra[0]):
+    linears = isinstance(fc1.module, GroupedLinear) and isinstance(fc2.module, GroupedLinear)
+    if not linears or not same_splits(fc1.extra[0], fc2.extra[0]):
         return None
     on_inner_edges = (fc1.buffers.get("out"), *activation.buffers.values(), fc2.buffers.get("dgrad_out"))
     if any(buffer is not None for buffer in on_inner_edges):
         return None
-    return run_fused(
+    return run_as_one(
         fc1.module,
         activation.module,
         fc2.module,
         x,
         fc1.extra[0],
-        *(activation.extra or (None,)),
+        activation.extra[0] if isinstance(activation.module, GroupedActivation) and activation.extra else None,
         out=fc2.buffers.get("out"),
         dgrad_out=fc1.buffers.get("dgrad_out"),
     )
@@ -127,6 +128,12 @@ def _plan(modules: list[nn.Module], extra_inputs: tuple, op_kwargs: OpKwargs) ->
             f"extra_inputs must be {sum(map(len, wanted))} ({listed or 'no operation takes any'}); got "
             f"{len(extra_inputs)}. Pass each operation's inputs, in order."
         )
+    for i, module in enumerate(modules):
+        if isinstance(module, GroupedLinear) and module.return_bias:
+            raise ValueError(
+                f"operation {i} must give its result alone; got a GroupedLinear with return_bias=True, which gives a "
+                "pair. Construct it without."
+            )
     buffers = _buffers_by_position(modules, op_kwargs)
     calls, begin = [], 0
     for i, (module, names) in enumerate(zip(modules, wanted, strict=True)):

@@ -15,6 +15,7 @@ from cases import BY_NAME, CASES, SENTINEL
 from mlp_problems import mlp_problem
 from problems import ACTIVATION_KINDS, poisoned_buffer
 from tolerances import DTYPES, assert_bits, assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch_calls import Witness, leaves, to_numpy, to_torch
 from torch_mlp_calls import composed, mlp
 
@@ -249,6 +250,37 @@ def test_reused_buffers_link_no_iterations(rng):
         now = {n: to_numpy(b) for n, b in buffers.items()}
         first = first or now
         assert_same(now, first)
+
+
+class SeenOperators(TorchDispatchMode):
+    """The names of the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_with_and_without_the_operator_around_its_parts(rng, recompute):
+    """In plain eager mode the parts are called without one; whoever looks for operators sees it."""
+    problem = mlp_problem(rng, HARD, "bf16")
+    plain = mlp(problem, recompute_activation=recompute)
+    with SeenOperators() as seen:
+        assert_same(mlp(problem, recompute_activation=recompute), plain)
+    assert [n for n in seen.names if n.startswith("grouped_ffi::")] == ["grouped_ffi::mlp", "grouped_ffi::mlp_grad"]
+
+
+def test_meta_tensors_are_checked_and_nothing_runs():
+    arguments = {n: t.detach().to("meta") for n, t in good().items()}
+    before = [call_count(op) for op in Op]
+    assert grouped_mlp(**arguments).shape == (T, N)
+    with pytest.raises(ValueError, match=r"^fc2_weight must be \["):
+        grouped_mlp(**{**arguments, "fc2_weight": arguments["fc2_weight"][0]})
+    assert [call_count(op) for op in Op] == before
 
 
 T, K, F, N, G = 6, 4, 8, 8, 2

@@ -138,16 +138,26 @@ def test_buffers(rng, leading, in_turn):
         assert_bits(found[name], plain[name], name)
 
 
+@pytest.mark.parametrize("in_turn", [None, "grad_added_to_main_grad", "overwrite_main_grad", "delay_wgrad_compute"])
 @pytest.mark.parametrize("first", [None, True])
-def test_main_grad(rng, first):
+def test_main_grad(rng, first, in_turn):
+    """Written by the one step; a layer that does more with its gradient is called by itself."""
     module: Any = GroupedMLP(G, K, F, params_dtype=torch.bfloat16, fuse_wgrad_accumulation=True)
     plain: Any = GroupedMLP(G, K, F, params_dtype=torch.bfloat16)
     plain.load_state_dict(module.state_dict())
     x, probs, sizes, dy = inputs(rng, torch.bfloat16)
     for layer in (module.fc1, module.fc2):
         layer.weight.main_grad = torch.ones(layer.weight.shape)
+        if in_turn == "delay_wgrad_compute":
+            layer.delay_wgrad_compute = True
+        elif in_turn is not None:
+            setattr(layer.weight, in_turn, False)
     y = module(x, sizes, probs, first)
+    assert y.grad_fn.name().startswith("GroupedMLPFunction" if in_turn is None else "GroupedLinearFunction")
     y.backward(dy)
+    if in_turn == "delay_wgrad_compute":
+        module.fc2.backward_dw()
+        module.fc1.backward_dw()
     targets = [torch.ones(w.shape) for w in (plain.fc1.weight, plain.fc2.weight)]
     grouped_mlp(
         x,
@@ -162,8 +172,25 @@ def test_main_grad(rng, first):
         accumulate_wgrad=not first,
     ).backward(dy)
     for layer, target in zip((module.fc1, module.fc2), targets, strict=True):
+        assert in_turn != "grad_added_to_main_grad" or layer.weight.grad_added_to_main_grad
         assert_bits(to_numpy(layer.weight.main_grad), to_numpy(target))
         assert not layer.weight.main_grad.requires_grad
+
+
+def test_missing_main_grad():
+    module = GroupedMLP(G, K, F, fuse_wgrad_accumulation=True)
+    with pytest.raises(ValueError, match=r"^weight.main_grad must be a tensor of the weight's shape"):
+        module(torch.ones(4, K), [1, 1, 1, 1])
+
+
+def test_state_in_transformer_engines_form():
+    """Separate weights of experts are stacked on loading."""
+    module, other = GroupedMLP(2, 4, 3), GroupedMLP(2, 4, 3)
+    state = module.fc1.export_te_state_dict("fc1.") | module.fc2.export_te_state_dict("fc2.")
+    assert "fc1.weight1" in state
+    other.load_state_dict(state)
+    for a, b in zip(module.parameters(), other.parameters(), strict=True):
+        assert_bits(to_numpy(a), to_numpy(b))
 
 
 @pytest.mark.parametrize("kind", ACTIVATION_KINDS)

@@ -23,6 +23,8 @@ WRITTEN = {
     "bias_grad": [2],
     "row_scale": [3],
     "row_dot": [5],
+    "product": [4],
+    "contraction": [3],
     "activation": [3],
     "activation_grad": [4, 5],
     "mlp": [7, 8, 9],
@@ -50,6 +52,8 @@ def arguments_of(rng, dtype="f32"):
         "bias_grad": (dy, sizes, new(bias), True),
         "row_scale": (x, sizes, row_scale, new(x), True),
         "row_dot": (x, x.clone(), sizes, dy, bias, new(row_scale), True),
+        "product": (x, weight, sizes.cumsum(0), bias, new(dy), 0, False, False),
+        "contraction": (x, dy, sizes.cumsum(0), new(weight), 0),
         "activation": (h, sizes, scale, new(dact), new(h), *CLAMPED, False),
         "activation_grad": (h, dact, sizes, scale, new(h), new(scale), *CLAMPED, True),
         **mlp_arguments_of(rng, case, dtype),
@@ -70,6 +74,8 @@ def mlp_arguments_of(rng, case, dtype):
 
 
 every_op = pytest.mark.parametrize("name", list(WRITTEN))
+# The MLP's two are made of the others.
+every_core_op = pytest.mark.parametrize("name", [name for name in WRITTEN if not name.startswith("mlp")])
 
 
 def test_every_operator_is_here():

@@ -347,6 +347,13 @@ def test_two_keys_for_one_operation():
     refused(ValueError, "got two keys for operation 0 (GroupedLinear)", container, EXTRA, {0: O, -4: O})
 
 
+def test_a_layer_that_gives_a_pair():
+    container = Sequential(GroupedLinear(2, 4, 4, return_bias=True))
+    refused(
+        ValueError, "operation 0 must give its result alone; got a GroupedLinear with return_bias", container, ([2, 3],)
+    )
+
+
 def test_a_module_that_stands_twice_is_named_by_index():
     fc = GroupedLinear(2, 4, 4)
     container = Sequential(fc, nn.Tanh(), fc)

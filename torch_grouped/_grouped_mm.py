@@ -13,6 +13,7 @@ from torch_grouped import _ops
 from torch_grouped._autograd import apply, bind_by_position
 from torch_grouped._buffers import apart_from, detached
 from torch_grouped._describe import current_stream
+from torch_grouped._transforms import in_a_loop, refuse_buffers_under_transforms
 
 _GNK, _GKN = 0, 1  # how the core reads [G, N, K] and [G, K, N]
 
@@ -67,6 +68,7 @@ def grouped_mm(
     Source: the semantics of ``torch.nn.functional.grouped_mm``.
     """
     _check_kind(a, b, offs, bias)
+    refuse_buffers_under_transforms(out=out)
     y = apply(GroupedProductFunction, (a, b, bias), offs, detached(out), out_dtype)
     return apart_from(out, y)
 
@@ -212,6 +214,11 @@ class GroupedProductFunction(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             dbias = _bias_gradient(dy, bias, offs)
         return da, db, dbias, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        """One element of the batch after another."""
+        return in_a_loop(GroupedProductFunction, info, in_dims, arguments)
 
 
 def _bias_gradient(dy: Tensor, bias: Tensor, offs: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch_grouped._autocast import autocast_operands
 from torch_grouped._autograd import apply, bind_by_position
 from torch_grouped._buffers import apart_from, detached
 from torch_grouped._sizes import GroupSizes, on_device
-from torch_grouped._transforms import first_derivative_only, refuse_buffers_under_transforms
+from torch_grouped._transforms import first_derivative_only, in_a_loop, refuse_buffers_under_transforms
 
 __all__ = ["GroupedMLPFunction", "grouped_mlp"]
 
@@ -153,6 +153,11 @@ class GroupedMLPFunction(torch.autograd.Function):
         )
         dweights = (target if given is None else None for target, given in zip(targets, ctx.wgrads_out, strict=True))
         return dx, *dweights, None, dbias1, dbias2, dscale, *(None,) * 13
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        """One element of the batch after another."""
+        return in_a_loop(GroupedMLPFunction, info, in_dims, arguments)
 
 
 bind_by_position(GroupedMLPFunction)

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import BY_NAME
-from test_grouped_mm import DTYPES, Product, draw_product, every_kind, offs_of, stored
+from products import Product, draw_product
+from test_grouped_mm import DTYPES, every_kind, offs_of, stored
 from tolerances import assert_bits, assert_close
 from torch_calls import to_numpy, to_torch
 

@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from grouped_core import Activation
 from torch_grouped import _ops
 from torch_grouped._describe import accumulator
 from torch_grouped._direct import is_eager
+from torch_grouped._transforms import first_derivative_only
 
 
 def apply(function: type[torch.autograd.Function], inputs: tuple[Tensor | None, ...], *others: Any) -> Tensor:
@@ -79,7 +79,7 @@ class GroupedLinearFunction(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, row_scale, group_sizes)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple:
         """dx into `dgrad_out`, dW into `wgrad_out`, where they were given."""
         x, weight, bias, row_scale, group_sizes = ctx.saved_tensors
@@ -169,7 +169,7 @@ class GroupedActivationFunction(torch.autograd.Function):
         ctx.save_for_backward(h, row_scale, group_sizes)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple:
         """dh into `dgrad_out` where it was given, and the gradient of row_scale."""
         h, row_scale, group_sizes = ctx.saved_tensors

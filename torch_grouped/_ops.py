@@ -20,6 +20,7 @@ from torch import Tensor
 from grouped_core import Activation, Op, Options, Tail, argument_dims, check, check_symbolic, other_layout, run
 from torch_grouped import _direct
 from torch_grouped._describe import current_stream, describe, describe_fake, new_workspace
+from torch_grouped._nvtx import with_range
 
 _library = torch.library.Library("grouped_ffi", "DEF")
 _increment_version = torch._C._increment_version  # what torch.autograd.graph.increment_version calls
@@ -123,6 +124,7 @@ def _operator(schema: str, fake: Callable[..., None]) -> Callable[[Callable[...,
     def register(implementation: Callable[..., None]) -> Callable[..., None]:
         name = schema.partition("(")[0]
         _library.define(f"{schema} -> ()")
+        implementation = with_range(name, implementation)
         for device in ("CPU", "CUDA"):
             _library.impl(name, implementation, device)
         torch.library.register_fake(f"grouped_ffi::{name}", fake, lib=_library)

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from torch import Tensor
 
 from grouped_core import activation_options, weight_layout_code
+from torch_grouped._autocast import autocast_operands
 from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction, apply
 from torch_grouped._buffers import apart_from as _apart_from
 from torch_grouped._buffers import detached as _detached
 from torch_grouped._grouped_mm import grouped_mm
+from torch_grouped._mlp import grouped_mlp
 from torch_grouped._sizes import GroupSizes, on_device
+from torch_grouped._transforms import refuse_buffers_under_transforms
 
-__all__ = ["grouped_activation", "grouped_linear", "grouped_mm"]
+__all__ = ["grouped_activation", "grouped_linear", "grouped_mlp", "grouped_mm"]
 
 
 def grouped_linear(
@@ -100,6 +103,8 @@ def linear_with(
     weight_layout: str = "gnk",
 ) -> Tensor:
     """`grouped_linear` whose weight gradient `take_wgrad` computes; see `GroupedLinearFunction`."""
+    refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out, wgrad_out=wgrad_out)
+    x, weight, bias, row_scale = autocast_operands(x, weight, vectors=(bias, row_scale))
     y = apply(
         GroupedLinearFunction,
         (x, weight, bias, row_scale),
@@ -154,6 +159,7 @@ def grouped_activation(
     Source: SwiGLU and GEGLU of Shazeer 2020, the clamped form of gpt-oss, squared ReLU of So et al. 2021.
     """
     choice = activation_options(kind, gate_layout, alpha, limit, offset)
+    refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out)
     sizes = on_device(group_sizes, h.device)
     y = apply(GroupedActivationFunction, (h, row_scale), sizes, _detached(out), _detached(dgrad_out), *choice)
     return _apart_from(out, y)

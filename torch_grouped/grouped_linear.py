@@ -157,9 +157,8 @@ class GroupedLinear(nn.Module):
         weight, bias = self.weight, self.bias
         take_wgrad = wgrad_out = None
         overwrite = bool(is_first_microbatch)
-        is_special = self.fuse_wgrad_accumulation or self.delay_wgrad_compute
-        if is_special and weight.requires_grad and torch.is_grad_enabled():
-            take_wgrad, wgrad_out = self._place_of_wgrad(overwrite)
+        if self.fuse_wgrad_accumulation or self.delay_wgrad_compute:
+            take_wgrad, wgrad_out = self.place_of_wgrad(overwrite)
         y = linear_with(
             take_wgrad,
             x,
@@ -177,9 +176,14 @@ class GroupedLinear(nn.Module):
             return y
         return y, None if bias is None else list(bias.unbind(0))
 
-    def _place_of_wgrad(self, overwrite: bool) -> tuple[Callable[..., Tensor | None] | None, Tensor | None]:
-        """What takes the weight gradient, if autograd does not, and main_grad where it can be checked now."""
+    def place_of_wgrad(self, overwrite: bool) -> tuple[Callable[..., Tensor | None] | None, Tensor | None]:
+        """What takes the weight gradient, if autograd does not, and main_grad where it can be checked now.
+
+        For whoever computes this layer's gradients in its place, as a fused MLP does.
+        """
         weight, fused = self.weight, self.fuse_wgrad_accumulation
+        if not (weight.requires_grad and torch.is_grad_enabled()):
+            return None, None
         # A buffer that is made for backward is not asked for before.
         main_grad = main_grad_of(weight) if fused and not hasattr(weight, "get_main_grad") else None
         spoken_to = fused and any(

@@ -7,7 +7,8 @@ import pytest
 import torch
 from cases import BY_NAME
 from problems import linear_problem
-from test_ops import WRITTEN, arguments_of, every_op, spoiled
+from test_ops import WRITTEN, arguments_of, spoiled
+from test_ops import every_core_op as every_op
 from tolerances import assert_bits
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad

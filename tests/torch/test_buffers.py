@@ -83,7 +83,9 @@ def test_alignment(buffer, shift):
 
 
 def backward_into(dy_of, **buffers):
-    given: dict[str, Any] = arguments() | {"out": None, "dgrad_out": None, "wgrad_out": None, "row_scale": None} | buffers
+    given: dict[str, Any] = (
+        arguments() | {"out": None, "dgrad_out": None, "wgrad_out": None, "row_scale": None} | buffers
+    )
     x, weight = given["x"].requires_grad_(), given["weight"].requires_grad_()
     y = grouped_linear(**given)
     before = {name: b.clone() for name, b in buffers.items()}

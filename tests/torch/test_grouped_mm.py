@@ -8,10 +8,11 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from cases import BY_NAME, CASES, SENTINEL, draw
+from cases import BY_NAME, CASES, SENTINEL, Case, draw
 from numpy.typing import NDArray
 from products import KINDS, Product, draw_product
 from tolerances import assert_bits, assert_close
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_calls import Witness, to_numpy, to_torch
@@ -319,6 +320,38 @@ def test_compiled(rng, kind, backend):
     for found, expected in zip(outcome(compiled), outcome(step), strict=True):
         assert_bits(found, expected)
     torch._dynamo.reset()
+
+
+@every_kind
+# What torch says of itself: see test_compile.py.
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning")
+def test_compiled_once_for_every_number_of_rows(rng, kind):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda a, b, offs: functional.grouped_mm(a, b, offs=offs), fullgraph=True, backend=counter, dynamic=True
+    )
+    for T, sizes in ((40, (9, 0, 0, 22)), (40, (1, 2, 3, 4)), (55, (20, 20, 5, 5)), (8, (0, 0, 0, 0))):
+        problem = draw_product(rng, Case("rows", T, 16, 33, sizes), "f32", kind)
+        found = compiled(to_torch(problem.a), to_torch(problem.b), offs_of(problem))
+        expected, terms = problem.expected()
+        assert_close(to_numpy(found), expected, terms)
+        assert not problem.tail(found).any()
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+@every_kind
+def test_exported(rng, kind):
+    problem = draw_product(rng, HARD, "f32", kind)
+
+    class Model(torch.nn.Module):
+        def forward(self, a, b, offs):
+            return functional.grouped_mm(a, b, offs=offs)
+
+    arguments = to_torch(problem.a), to_torch(problem.b), offs_of(problem)
+    exported = torch.export.export(Model(), arguments).module()
+    assert_bits(to_numpy(exported(*arguments)), to_numpy(functional.grouped_mm(*arguments[:2], offs=arguments[2])))
 
 
 def test_transforms_of_functorch(rng):

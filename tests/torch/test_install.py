@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -237,3 +241,9 @@ def test_the_operands_may_hold_nan_past_the_last_group(rng):
     offs = torch.tensor([16, 40], dtype=torch.int32)
     with torch_grouped.install("cpu"):
         assert torch.isfinite(F.grouped_mm(a, b, offs=offs)).all()
+
+
+def test_the_example_runs():
+    program = Path(__file__).resolve().parents[2] / "examples" / "torch_install.py"
+    result = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "tail is zero: True\ngradient of the group without rows is zero: True\n", result.stderr

@@ -67,9 +67,16 @@ def grouped_mm(
     ``out_dtype`` is wider, the incoming gradient is rounded to dtype of a first.
     Source: the semantics of ``torch.nn.functional.grouped_mm``.
     """
-    _check_kind(a, b, offs, bias)
     refuse_buffers_under_transforms(out=out)
-    y = apply(GroupedProductFunction, (a, b, bias), offs, detached(out), out_dtype)
+    is_plain = a.dim() == 2 and b.dim() == 3 and offs is not None and not torch.compiler.is_compiling()
+    if not is_plain:
+        _check_kind(a, b, offs, bias)
+    try:
+        y = apply(GroupedProductFunction, (a, b, bias), offs, detached(out), out_dtype)
+    except (ValueError, TypeError):
+        # The core refuses these too, but speaks of a weight. Looking only now costs a good call nothing.
+        _check_kind(a, b, offs, bias)
+        raise
     return apart_from(out, y)
 
 
@@ -157,7 +164,10 @@ def product(
         return y
     if b.dim() == 3:
         matrices, layout = _stored(b)
-        y = a.new_empty(a.shape[0], b.shape[2], dtype=dtype) if out is None else out
+        y = out
+        if y is None:
+            shape = (a.shape[0], b.shape[2])
+            y = a.new_empty(shape) if out_dtype is None else a.new_empty(shape, dtype=out_dtype)
         _ops.product(by_rows(a), matrices, offs, bias, y, layout, False, new)
         return y
     if a.dim() == 3:

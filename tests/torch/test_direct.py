@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
 import torch
 from cases import BY_NAME
@@ -17,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_calls import leaves, to_numpy, to_torch
 
-from grouped_core import Op, call_count
+from grouped_core import DirectCalls, Op, call_count
 from torch_grouped import _direct, _ops
 from torch_grouped.functional import grouped_linear
 
@@ -228,3 +230,10 @@ def test_no_graph_is_built_where_nothing_asks_for_it(problem, enabled):
     with torch.set_grad_enabled(enabled):
         assert not grouped_linear(x, weight, sizes).requires_grad
         assert grouped_linear(x, weight, sizes, bias).requires_grad is enabled
+
+
+def test_a_capsule_of_something_else_is_refused():
+    with pytest.raises(ValueError, match="incorrect name"):
+        DirectCalls(datetime.datetime_CAPI, (torch.Tensor,))
+    with pytest.raises(TypeError):
+        DirectCalls(torch.Tensor, (torch.Tensor,))  # pyright: ignore[reportArgumentType]

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from cases import BY_NAME, CASES, SENTINEL, draw
+from cases import BY_NAME, CASES, SENTINEL, Case, draw
 from numpy.typing import NDArray
+from products import KINDS, Product, draw_product
 from tolerances import assert_bits, assert_close
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_calls import Witness, to_numpy, to_torch
@@ -20,65 +20,9 @@ from torch_calls import Witness, to_numpy, to_torch
 from grouped_core import Op, call_count
 from torch_grouped import functional
 
-KINDS = ("rows", "contraction", "columns", "batch")
 STORAGES = ("rows", "columns", "strided")
 DTYPES = ("f16", "bf16", "f32", "f64")
 HARD = BY_NAME["empty_middle"]
-
-
-@dataclass(frozen=True)
-class Product:
-    """a @ b in groups, NaN past the last one; offs is None for "batch", where `sizes` says how many there are."""
-
-    kind: str
-    a: NDArray
-    b: NDArray
-    sizes: NDArray
-
-    @property
-    def offs(self) -> NDArray | None:
-        return None if self.kind == "batch" else np.cumsum(self.sizes).astype(np.int32)
-
-    @property
-    def S(self) -> int:
-        return int(self.sizes.sum())
-
-    def expected(self) -> tuple[reference.Pair, int]:
-        a, b, sizes = self.a, self.b, self.sizes
-        if self.kind == "rows":
-            return reference.grouped_mm(a, b, sizes, layout="gkn"), a.shape[1]
-        if self.kind == "contraction":
-            return reference.grouped_wgrad(a.T, b, sizes, layout="gkn"), int(sizes.max(initial=0))
-        if self.kind == "columns":
-            value, scale = reference.grouped_mm(b.T, a, sizes, layout="gnk")
-            return (value.T, scale.T), b.shape[0]
-        a64, b64 = a.astype(np.float64), b.astype(np.float64)
-        return (a64 @ b64, np.abs(a64) @ np.abs(b64)), a.shape[2]
-
-    def defined(self, y):
-        """The part of a result that groups reach."""
-        return {"rows": y[: self.S], "columns": y[:, : self.S]}.get(self.kind, y)
-
-    def tail(self, y):
-        return {"rows": y[self.S :], "columns": y[:, self.S :]}.get(self.kind, y[:0])
-
-
-def draw_product(rng, case, dtype, kind) -> Product:
-    T, K, N, G, S = case.T, case.K, case.N, case.G, case.S
-    shapes = {
-        "rows": ((T, K), (G, K, N)),
-        "contraction": ((K, T), (T, N)),
-        "columns": ((G, N, K), (K, T)),
-        "batch": ((G, T, K), (G, K, N)),
-    }
-    a, b = (draw(rng, shape, dtype) for shape in shapes[kind])
-    if kind == "rows":
-        a[S:] = np.nan
-    if kind == "contraction":
-        a[:, S:], b[S:] = np.nan, np.nan
-    if kind == "columns":
-        b[:, S:] = np.nan
-    return Product(kind, a, b, np.array(case.sizes, np.int32))
 
 
 def stored(a: NDArray, storage: str) -> torch.Tensor:
@@ -265,15 +209,7 @@ def test_gradients_against_fp64(rng, case, dtype, kind, with_out):
     dy = draw(rng, tuple(y.shape), dtype)
     problem.tail(dy)[...] = np.nan
     da, db = torch.autograd.grad(y, (a, b), to_torch(dy))
-    turned = {
-        "rows": ("rows", "contraction"),
-        "contraction": ("columns", "rows"),
-        "columns": ("contraction", "columns"),
-    }
-    kind_a, kind_b = turned.get(kind, ("batch", "batch"))
-    of_a = Product(kind_a, dy, np.swapaxes(problem.b, -1, -2), problem.sizes)
-    of_b = Product(kind_b, np.swapaxes(problem.a, -1, -2), dy, problem.sizes)
-    for name, found, gradient in (("a", da, of_a), ("b", db, of_b)):
+    for name, found, gradient in zip("ab", (da, db), problem.gradients(dy), strict=True):
         expected, terms = gradient.expected()
         assert_close(to_numpy(found), expected, terms, what=name)
 
@@ -384,6 +320,38 @@ def test_compiled(rng, kind, backend):
     for found, expected in zip(outcome(compiled), outcome(step), strict=True):
         assert_bits(found, expected)
     torch._dynamo.reset()
+
+
+@every_kind
+# What torch says of itself: see test_compile.py.
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning")
+def test_compiled_once_for_every_number_of_rows(rng, kind):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda a, b, offs: functional.grouped_mm(a, b, offs=offs), fullgraph=True, backend=counter, dynamic=True
+    )
+    for T, sizes in ((40, (9, 0, 0, 22)), (40, (1, 2, 3, 4)), (55, (20, 20, 5, 5)), (8, (0, 0, 0, 0))):
+        problem = draw_product(rng, Case("rows", T, 16, 33, sizes), "f32", kind)
+        found = compiled(to_torch(problem.a), to_torch(problem.b), offs_of(problem))
+        expected, terms = problem.expected()
+        assert_close(to_numpy(found), expected, terms)
+        assert not problem.tail(found).any()
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+@every_kind
+def test_exported(rng, kind):
+    problem = draw_product(rng, HARD, "f32", kind)
+
+    class Model(torch.nn.Module):
+        def forward(self, a, b, offs):
+            return functional.grouped_mm(a, b, offs=offs)
+
+    arguments = to_torch(problem.a), to_torch(problem.b), offs_of(problem)
+    exported = torch.export.export(Model(), arguments).module()
+    assert_bits(to_numpy(exported(*arguments)), to_numpy(functional.grouped_mm(*arguments[:2], offs=arguments[2])))
 
 
 def test_transforms_of_functorch(rng):

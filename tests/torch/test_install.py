@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import BY_NAME
-from test_grouped_mm import DTYPES, Product, draw_product, every_kind, offs_of, stored
+from products import Product, draw_product
+from test_grouped_mm import DTYPES, every_kind, offs_of, stored
 from tolerances import assert_bits, assert_close
 from torch_calls import to_numpy, to_torch
 
@@ -236,3 +241,9 @@ def test_the_operands_may_hold_nan_past_the_last_group(rng):
     offs = torch.tensor([16, 40], dtype=torch.int32)
     with torch_grouped.install("cpu"):
         assert torch.isfinite(F.grouped_mm(a, b, offs=offs)).all()
+
+
+def test_the_example_runs():
+    program = Path(__file__).resolve().parents[2] / "examples" / "torch_install.py"
+    result = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=120)
+    assert result.stdout == "tail is zero: True\ngradient of the group without rows is zero: True\n", result.stderr

@@ -122,18 +122,25 @@ _FORWARD, _BACKWARD = 13, 15  # tensors before the settings
 
 
 def _operator_of_parts(
-    schema: str, fake: Callable[..., None], tensors: int
+    schema: str, fake: Callable[..., None], tensors: int, parts: Callable[..., None], fits: Callable[..., bool]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """As `_operator`. Where nothing would notice an operator, the parts are called without one around them."""
+    """As `_operator`, for a check in the core's words before `parts`.
 
-    def register(implementation: Callable[..., None]) -> Callable[..., None]:
-        operator = _operator(schema, fake)(implementation)
+    Where nothing would notice an operator, `parts` are called without one around them if `fits` finds no mistake.
+    """
+
+    def register(check_in_words: Callable[..., None]) -> Callable[..., None]:
+        def described(*arguments: Any) -> None:
+            check_in_words(*arguments)
+            parts(*arguments)
+
+        operator = _operator(schema, fake)(described)
 
         def call(*arguments: Any) -> None:
-            plain = _direct.calls is not None and _direct.is_eager() and all(map(_is_memory, arguments[:tensors]))
-            (implementation if plain else operator)(*arguments)
+            plain = _direct.is_eager() and all(map(_is_memory, arguments[:tensors]))
+            (parts if plain and fits(*arguments) else operator)(*arguments)
 
-        return functools.update_wrapper(call, implementation, ("__module__", "__name__", "__qualname__", "__doc__"))
+        return functools.update_wrapper(call, check_in_words, ("__module__", "__name__", "__qualname__", "__doc__"))
 
     return register
 
@@ -148,6 +155,32 @@ def _mlp_fake(*arguments):
         _check_fake(op, tensors, options)
 
 
+def _mlp_fits(*arguments):
+    # The rules of `_Operands.rules`, on the tensors themselves.
+    x, fc1_weight, fc2_weight, group_sizes, fc1_bias, fc2_bias, row_scale, h, a, out = arguments[:10]
+    dgrad_out, fc1_wgrad_out, fc2_wgrad_out, weight_layout, *choice = arguments[10 : _FORWARD + 6]
+    if _direct.calls is None:
+        return False
+    fits = _direct.calls.check
+    layout = _ops._options(weight_layout)
+    return (
+        fits(Op.LINEAR, (x, fc1_weight, group_sizes, fc1_bias, row_scale, h, dgrad_out, fc1_wgrad_out), layout)
+        and fits(Op.ACTIVATION, (h, group_sizes, row_scale, a), _ops._activation_options(*choice, False))
+        and fits(Op.LINEAR, (a, fc2_weight, group_sizes, fc2_bias, row_scale, out, None, fc2_wgrad_out), layout)
+    )
+
+
+def _mlp_parts(*arguments):
+    x, fc1_weight, fc2_weight, group_sizes, fc1_bias, fc2_bias, row_scale, h, a, out = arguments[:10]
+    weight_layout, choice, (zero_tail,) = _Settings.of(arguments[_FORWARD:])
+    if not zero_tail or arguments[10:_FORWARD] != (None, None, None):
+        for buffers, others in _Operands(*arguments[:_FORWARD]).pairs_in_no_rule(given_out=not zero_tail):
+            check_apart(buffers, others)
+    _ops.linear(x, fc1_weight, group_sizes, fc1_bias, None, h, None, None, weight_layout, False)
+    _ops.activation(h, group_sizes, row_scale, a, None, *choice, False)
+    _ops.linear(a, fc2_weight, group_sizes, fc2_bias, None, out, None, None, weight_layout, zero_tail)
+
+
 @_operator_of_parts(
     "mlp(Tensor x, Tensor fc1_weight, Tensor fc2_weight, Tensor group_sizes, Tensor? fc1_bias, Tensor? fc2_bias, "
     "Tensor? row_scale, Tensor(a!) h, Tensor(b!) a, Tensor(c!) out, Tensor? dgrad_out, Tensor? fc1_wgrad_out, "
@@ -155,19 +188,14 @@ def _mlp_fake(*arguments):
     "bool zero_tail)",
     _mlp_fake,
     _FORWARD,
+    _mlp_parts,
+    _mlp_fits,
 )
 def mlp(*arguments):
     """out = activation(x W1 + b1) * row_scale W2 + b2. h and a take what lies between; their tails stay as they are."""
-    given = _Operands(*arguments[:_FORWARD])
-    weight_layout, choice, (zero_tail,) = _Settings.of(arguments[_FORWARD:])
-    for op, tensors, options in given.rules(weight_layout, choice):
+    settings = _Settings.of(arguments[_FORWARD:])
+    for op, tensors, options in _Operands(*arguments[:_FORWARD]).rules(settings.weight_layout, settings.choice):
         check(op, tuple(describe(t, name) for name, t in tensors.items()), tuple(options))
-    for buffers, others in given.pairs_in_no_rule(given_out=not zero_tail):
-        check_apart(buffers, others)
-    x, fc1_weight, fc2_weight, group_sizes, fc1_bias, fc2_bias, row_scale, h, a, out = given[:10]
-    _ops.linear(x, fc1_weight, group_sizes, fc1_bias, None, h, None, None, weight_layout, False)
-    _ops.activation(h, group_sizes, row_scale, a, None, *choice, False)
-    _ops.linear(a, fc2_weight, group_sizes, fc2_bias, None, out, None, None, weight_layout, zero_tail)
 
 
 def _like_activation(dy: Tensor, h: Tensor | None, a: Tensor | None, choice: Activation) -> Tensor:
@@ -245,29 +273,14 @@ def _mlp_grad_fake(*arguments):
         _check_fake(op, tensors, options)
 
 
-@_operator_of_parts(
-    "mlp_grad(Tensor dy, Tensor? x, Tensor? fc1_weight, Tensor? fc2_weight, Tensor group_sizes, "
-    "Tensor? row_scale, Tensor? h, Tensor? a, Tensor(a!)? dgrad_out, Tensor(b!)? d_fc1_weight, "
-    "Tensor(c!)? d_fc2_weight, Tensor(d!)? d_fc1_bias, Tensor(e!)? d_fc2_bias, Tensor(f!)? d_row_scale, "
-    "Tensor(g!)? dh, int weight_layout, int kind, int gate_layout, float alpha, float limit, float offset, "
-    "bool accumulate_fc1, bool accumulate_fc2, bool zero_tail)",
-    _mlp_grad_fake,
-    _BACKWARD,
-)
-def mlp_grad(*arguments):
-    """The gradients that have a place given, that of h among them; a is computed again from h where it was not kept.
-
-    The incoming gradient must not lie in a buffer that is written, though by then it has been read: the rule is the
-    linear layer's.
-    """
+def _mlp_grad_parts(*arguments):
+    # The incoming gradient must not lie in a buffer that is written, though by then it has been read: the rule is the
+    # linear layer's.
     given = _GradOperands(*arguments[:_BACKWARD])
     weight_layout, choice, (accumulate_fc1, accumulate_fc2, zero_tail) = _Settings.of(arguments[_BACKWARD:])
     dy, x, fc1_weight, fc2_weight, group_sizes, row_scale, h, a = given[:8]
     dgrad_out, d_fc1_weight, d_fc2_weight, d_fc1_bias, d_fc2_bias, d_row_scale, dh = given[8:]
     da = _like_activation(dy, h, a, choice)
-    for op, tensors, options in given.rules(da, weight_layout, choice):
-        # Without addresses: h stands for its gradient, and each part looks at its own.
-        check(op, tuple(describe_fake(t, name) for name, t in tensors.items()), tuple(options))
     check_apart({"dgrad_out": dgrad_out, "fc1_wgrad_out": d_fc1_weight, "fc2_wgrad_out": d_fc2_weight}, {"dy": dy})
     if given.through_fc1:
         _ops.dgrad(dy, fc2_weight, group_sizes, None, da, None, weight_layout, False)
@@ -291,3 +304,29 @@ def mlp_grad(*arguments):
         _ops.bias_grad(dh, group_sizes, d_fc1_bias, False)
     if dgrad_out is not None:
         _ops.dgrad(dh, fc1_weight, group_sizes, None, dgrad_out, None, weight_layout, zero_tail)
+
+
+def _nothing_to_find(*arguments):
+    # Forward has checked what is saved and the buffers, autograd the gradient, and each part checks its own.
+    return _direct.calls is not None
+
+
+@_operator_of_parts(
+    "mlp_grad(Tensor dy, Tensor? x, Tensor? fc1_weight, Tensor? fc2_weight, Tensor group_sizes, "
+    "Tensor? row_scale, Tensor? h, Tensor? a, Tensor(a!)? dgrad_out, Tensor(b!)? d_fc1_weight, "
+    "Tensor(c!)? d_fc2_weight, Tensor(d!)? d_fc1_bias, Tensor(e!)? d_fc2_bias, Tensor(f!)? d_row_scale, "
+    "Tensor(g!)? dh, int weight_layout, int kind, int gate_layout, float alpha, float limit, float offset, "
+    "bool accumulate_fc1, bool accumulate_fc2, bool zero_tail)",
+    _mlp_grad_fake,
+    _BACKWARD,
+    _mlp_grad_parts,
+    _nothing_to_find,
+)
+def mlp_grad(*arguments):
+    """The gradients that have a place given, that of h among them; a is computed again from h where it was not kept."""
+    given = _GradOperands(*arguments[:_BACKWARD])
+    weight_layout, choice, _ = _Settings.of(arguments[_BACKWARD:])
+    da = _like_activation(given.dy, given.h, given.a, choice)
+    for op, tensors, options in given.rules(da, weight_layout, choice):
+        # Without addresses: h stands for its gradient, and each part looks at its own.
+        check(op, tuple(describe_fake(t, name) for name, t in tensors.items()), tuple(options))

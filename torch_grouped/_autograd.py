@@ -18,7 +18,7 @@ from grouped_core import Activation
 from torch_grouped import _ops
 from torch_grouped._describe import accumulator
 from torch_grouped._direct import is_eager
-from torch_grouped._transforms import first_derivative_only
+from torch_grouped._transforms import first_derivative_only, in_a_loop
 
 
 def apply(function: type[torch.autograd.Function], inputs: tuple[Tensor | None, ...], *others: Any) -> Tensor:
@@ -106,6 +106,11 @@ class GroupedLinearFunction(torch.autograd.Function):
                 _ops.bias_grad(dz, group_sizes, dbias, False)
         return dx, dweight, dbias, dscale, None, None, None, None, None, None, None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        """One element of the batch after another."""
+        return in_a_loop(GroupedLinearFunction, info, in_dims, arguments)
+
 
 def _input_gradients(
     ctx: Any,
@@ -180,6 +185,11 @@ class GroupedActivationFunction(torch.autograd.Function):
         dscale = torch.zeros_like(row_scale) if ctx.needs_input_grad[1] else None
         _ops.activation_grad(h, dy.contiguous(), group_sizes, row_scale, dh, dscale, *ctx.choice, zero_tail)
         return dh, dscale, None, None, None, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        """One element of the batch after another."""
+        return in_a_loop(GroupedActivationFunction, info, in_dims, arguments)
 
 
 class _BoundByPosition:

@@ -37,19 +37,6 @@ def _can_fuse(fc1: nn.Module, activation: nn.Module, fc2: nn.Module) -> bool:
     )
 
 
-def _main_grads(fc1: Any, fc2: Any, overwrite: bool) -> tuple[Tensor | None, Tensor | None] | None:
-    """The buffers of the weights' gradients; None where a layer does more with a gradient than have it written."""
-    found = []
-    for layer in (fc1, fc2):
-        take = target = None
-        if layer.delay_wgrad_compute or layer.fuse_wgrad_accumulation:
-            take, target = layer.place_of_wgrad(overwrite)
-        if take is not None:
-            return None
-        found.append(target)
-    return found[0], found[1]
-
-
 def same_splits(one: GroupSizes, other: GroupSizes) -> bool:
     """Whether both are known to be the same sizes without asking a device."""
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
@@ -73,9 +60,10 @@ def run_as_one(
     if not _can_fuse(fc1, activation, fc2):
         return None
     overwrite = bool(is_first_microbatch)
-    wgrads_out = _main_grads(fc1, fc2, overwrite)
-    if wgrads_out is None:
-        return None
+    places: list[Any] = [
+        layer.place_of_wgrad(overwrite) if layer.fuse_wgrad_accumulation or layer.delay_wgrad_compute else (None, None)
+        for layer in (fc1, fc2)
+    ]
     as_given = inp.dim() in (0, 2)  # no dimension at all is for the core to refuse
     x = inp if as_given else inp.reshape(math.prod(inp.shape[:-1]), inp.shape[-1])
     y = run_mlp(
@@ -89,8 +77,9 @@ def run_as_one(
         choice=activation.choice(),
         out=out,
         dgrad_out=dgrad_out,
-        wgrads_out=wgrads_out,
+        wgrads_out=(places[0][1], places[1][1]),
         accumulate=(not overwrite, not overwrite),
+        take_wgrads=(places[0][0], places[1][0]),
         recompute_activation=activation.activation_recompute_in_mlp,
     )
     return y if as_given else y.view(*inp.shape[:-1], y.shape[-1])

@@ -13,6 +13,7 @@ from torch_grouped import _ops
 from torch_grouped._autograd import apply, bind_by_position
 from torch_grouped._buffers import apart_from, detached
 from torch_grouped._describe import current_stream
+from torch_grouped._transforms import in_a_loop, refuse_buffers_under_transforms
 
 _GNK, _GKN = 0, 1  # how the core reads [G, N, K] and [G, K, N]
 
@@ -66,6 +67,7 @@ def grouped_mm(
     ``out_dtype`` is wider, the incoming gradient is rounded to dtype of a first.
     Source: the semantics of ``torch.nn.functional.grouped_mm``.
     """
+    refuse_buffers_under_transforms(out=out)
     is_plain = a.dim() == 2 and b.dim() == 3 and offs is not None and not torch.compiler.is_compiling()
     if not is_plain:
         _check_kind(a, b, offs, bias)
@@ -222,6 +224,11 @@ class GroupedProductFunction(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             dbias = _bias_gradient(dy, bias, offs)
         return da, db, dbias, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        """One element of the batch after another."""
+        return in_a_loop(GroupedProductFunction, info, in_dims, arguments)
 
 
 def _bias_gradient(dy: Tensor, bias: Tensor, offs: Tensor) -> Tensor:

@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from grouped_core import ACTIVATIONS, Activation, activation_options, weight_layout_code
-from torch_grouped import _mlp_ops
+from torch_grouped import _mlp_ops, _ops
 from torch_grouped._autocast import autocast_operands
 from torch_grouped._autograd import apply, bind_by_position
 from torch_grouped._buffers import apart_from, detached
 from torch_grouped._sizes import GroupSizes, on_device
-from torch_grouped._transforms import first_derivative_only, refuse_buffers_under_transforms
+from torch_grouped._transforms import first_derivative_only, in_a_loop, refuse_buffers_under_transforms
 
 __all__ = ["GroupedMLPFunction", "grouped_mlp"]
+
+TakeWgrad = Callable[..., Tensor | None]
 
 
 def _dim(tensor: Tensor, index: int, rank: int) -> Any:
@@ -25,7 +28,11 @@ def _dim(tensor: Tensor, index: int, rank: int) -> Any:
 
 
 class GroupedMLPFunction(torch.autograd.Function):
-    """`grouped_mlp` on checked names and sizes that are where x is. Its results are y, h and a."""
+    """`grouped_mlp` on checked names and sizes that are where x is. Its results are y, h and a.
+
+    take_fc1, take_fc2: called in backward with the operands of the weight gradient, in the place of its computation;
+    see `GroupedLinearFunction`.
+    """
 
     @staticmethod
     def forward(
@@ -49,6 +56,8 @@ class GroupedMLPFunction(torch.autograd.Function):
         alpha: float,
         limit: float,
         offset: float,
+        take_fc1: TakeWgrad | None,
+        take_fc2: TakeWgrad | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Writes y into `out`, or into memory of its own with a zeroed tail; h and a are what lies between."""
         choice = Activation(kind, gate_layout, alpha, limit, offset)
@@ -83,7 +92,7 @@ class GroupedMLPFunction(torch.autograd.Function):
         x, fc1_weight, fc2_weight, group_sizes, fc1_bias, fc2_bias, row_scale, out = inputs[:8]
         ctx.dgrad_out, ctx.wgrads_out = inputs[8], inputs[9:11]
         ctx.accumulate, recompute_activation, ctx.weight_layout = inputs[11:13], inputs[13], inputs[14]
-        ctx.choice = Activation(*inputs[15:])
+        ctx.choice, ctx.take_wgrads = Activation(*inputs[15:20]), inputs[20:]
         _, h, a = output
         ctx.mark_non_differentiable(h, a)
         ctx.set_materialize_grads(False)  # else zeros for h and a
@@ -108,7 +117,7 @@ class GroupedMLPFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple:
         """dx into `dgrad_out`, dW into the targets of the weights, where they were given."""
         if dy is None:
-            return (None,) * 20
+            return (None,) * 22
         x, fc1_weight, fc2_weight, group_sizes, row_scale, h, a = ctx.saved_tensors
         of_x, of_fc1, of_fc2, _, of_fc1_bias, of_fc2_bias, of_scale = ctx.needs_input_grad[:7]
         dy = dy.contiguous()
@@ -119,10 +128,16 @@ class GroupedMLPFunction(torch.autograd.Function):
             dx = ctx.dgrad_out
             if dx is None:
                 dx = dy.new_empty(rows, fc1_weight.shape[2 - ctx.weight_layout])
+        take_fc1, take_fc2 = ctx.take_wgrads
+        computed = (of_fc1 and take_fc1 is None, of_fc2 and take_fc2 is None)
         targets = [
             torch.empty_like(weight) if wanted and target is None else target if wanted else None
-            for weight, target, wanted in zip((fc1_weight, fc2_weight), ctx.wgrads_out, (of_fc1, of_fc2), strict=True)
+            for weight, target, wanted in zip((fc1_weight, fc2_weight), ctx.wgrads_out, computed, strict=True)
         ]
+        dh = torch.empty_like(h) if of_fc1 and take_fc1 is not None else None
+        if a is None and of_fc2 and take_fc2 is not None:
+            a = h.new_empty(rows, ctx.choice.width(h.shape[1]))
+            _ops.activation(h, group_sizes, row_scale, a, None, *ctx.choice, False)
         if of_fc1_bias:
             dbias1 = dy.new_empty(groups, h.shape[1], dtype=ctx.bias_dtypes[0])
         if of_fc2_bias:
@@ -143,6 +158,7 @@ class GroupedMLPFunction(torch.autograd.Function):
             dbias1,
             dbias2,
             dscale,
+            dh,
             ctx.weight_layout,
             *ctx.choice,
             *(
@@ -151,8 +167,17 @@ class GroupedMLPFunction(torch.autograd.Function):
             ),
             ctx.dgrad_out is None,
         )
-        dweights = (target if given is None else None for target, given in zip(targets, ctx.wgrads_out, strict=True))
-        return dx, *dweights, None, dbias1, dbias2, dscale, *(None,) * 13
+        dweights = [target if given is None else None for target, given in zip(targets, ctx.wgrads_out, strict=True)]
+        if of_fc2 and take_fc2 is not None:
+            dweights[1] = take_fc2(a, dy, group_sizes, ctx.weight_layout)
+        if dh is not None and take_fc1 is not None:
+            dweights[0] = take_fc1(x, dh, group_sizes, ctx.weight_layout)
+        return dx, *dweights, None, dbias1, dbias2, dscale, *(None,) * 15
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        """One element of the batch after another."""
+        return in_a_loop(GroupedMLPFunction, info, in_dims, arguments)
 
 
 bind_by_position(GroupedMLPFunction)
@@ -180,9 +205,10 @@ def run_mlp(
     dgrad_out: Tensor | None = None,
     wgrads_out: tuple[Tensor | None, Tensor | None] = (None, None),
     accumulate: tuple[bool, bool] = (False, False),
+    take_wgrads: tuple[TakeWgrad | None, TakeWgrad | None] = (None, None),
     recompute_activation: bool = False,
 ) -> Tensor:
-    """`grouped_mlp` with a checked activation and with a choice for each weight whether to accumulate."""
+    """`grouped_mlp` with a checked activation, and with what becomes of each weight's gradient by itself."""
     x, fc1_weight, fc2_weight, fc1_bias, fc2_bias, row_scale = autocast_operands(
         x, fc1_weight, fc2_weight, vectors=(fc1_bias, fc2_bias, row_scale)
     )
@@ -200,6 +226,7 @@ def run_mlp(
         recompute_activation,
         weight_layout_code(weight_layout),
         *choice,
+        *take_wgrads,
     )
     return apart_from(out, y)
 

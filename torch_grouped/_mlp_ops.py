@@ -118,7 +118,7 @@ class _Settings(NamedTuple):
         return cls(numbers[0], Activation(*numbers[1:6]), numbers[6:])
 
 
-_FORWARD, _BACKWARD = 13, 14  # tensors before the settings
+_FORWARD, _BACKWARD = 13, 15  # tensors before the settings
 
 
 def _operator_of_parts(
@@ -196,11 +196,13 @@ class _GradOperands(NamedTuple):
     d_fc1_bias: Tensor | None
     d_fc2_bias: Tensor | None
     d_row_scale: Tensor | None
+    dh: Tensor | None
 
     @property
     def through_fc1(self) -> bool:
         """Whether anything before fc2 gets a gradient."""
-        return any(t is not None for t in (self.dgrad_out, self.d_fc1_weight, self.d_fc1_bias, self.d_row_scale))
+        results = (self.dgrad_out, self.d_fc1_weight, self.d_fc1_bias, self.d_row_scale, self.dh)
+        return any(t is not None for t in results)
 
     def rules(self, da: Tensor, weight_layout: int, choice: Activation) -> list[_Rule]:
         """The checks that the parts will make, under the MLP's names; h and da stand for gradients like them."""
@@ -208,12 +210,13 @@ class _GradOperands(NamedTuple):
         layout = Options(weight_layout=weight_layout)
         sizes = {"group_sizes": self.group_sizes}
         absent: dict[str, Tensor | None] = {"bias": None, "row_scale": None}
+        dh = self.h if self.dh is None else self.dh
         found: list[_Rule] = []
         fc1: dict[str, Tensor | None]
         fc2: dict[str, Tensor | None]
         if self.through_fc1:
             fc2 = {"dy": self.dy, "fc2_weight": self.fc2_weight, **sizes, **absent, "da": da}
-            activation = {FC1_RESULT: self.h, "da": da, **sizes, "row_scale": self.row_scale, "dh": self.h}
+            activation = {FC1_RESULT: self.h, "da": da, **sizes, "row_scale": self.row_scale, "dh": dh}
             found.append((Op.MM, fc2, read_other_way))
             found.append(
                 (Op.ACTIVATION_GRAD, {**activation, "d_row_scale": self.d_row_scale}, choice.options(Tail.KEEP))
@@ -246,13 +249,13 @@ def _mlp_grad_fake(*arguments):
     "mlp_grad(Tensor dy, Tensor? x, Tensor? fc1_weight, Tensor? fc2_weight, Tensor group_sizes, "
     "Tensor? row_scale, Tensor? h, Tensor? a, Tensor(a!)? dgrad_out, Tensor(b!)? d_fc1_weight, "
     "Tensor(c!)? d_fc2_weight, Tensor(d!)? d_fc1_bias, Tensor(e!)? d_fc2_bias, Tensor(f!)? d_row_scale, "
-    "int weight_layout, int kind, int gate_layout, float alpha, float limit, float offset, "
+    "Tensor(g!)? dh, int weight_layout, int kind, int gate_layout, float alpha, float limit, float offset, "
     "bool accumulate_fc1, bool accumulate_fc2, bool zero_tail)",
     _mlp_grad_fake,
     _BACKWARD,
 )
 def mlp_grad(*arguments):
-    """The gradients that have a place given; a is computed again from h where it is needed and was not kept.
+    """The gradients that have a place given, that of h among them; a is computed again from h where it was not kept.
 
     The incoming gradient must not lie in a buffer that is written, though by then it has been read: the rule is the
     linear layer's.
@@ -260,7 +263,7 @@ def mlp_grad(*arguments):
     given = _GradOperands(*arguments[:_BACKWARD])
     weight_layout, choice, (accumulate_fc1, accumulate_fc2, zero_tail) = _Settings.of(arguments[_BACKWARD:])
     dy, x, fc1_weight, fc2_weight, group_sizes, row_scale, h, a = given[:8]
-    dgrad_out, d_fc1_weight, d_fc2_weight, d_fc1_bias, d_fc2_bias, d_row_scale = given[8:]
+    dgrad_out, d_fc1_weight, d_fc2_weight, d_fc1_bias, d_fc2_bias, d_row_scale, dh = given[8:]
     da = _like_activation(dy, h, a, choice)
     for op, tensors, options in given.rules(da, weight_layout, choice):
         # Without addresses: h stands for its gradient, and each part looks at its own.
@@ -278,7 +281,8 @@ def mlp_grad(*arguments):
         _ops.bias_grad(dy, group_sizes, d_fc2_bias, False)
     if not given.through_fc1 or h is None:
         return
-    dh = torch.empty_like(h)
+    if dh is None:
+        dh = torch.empty_like(h)
     _ops.activation_grad(h, da, group_sizes, row_scale, dh, d_row_scale, *choice, False)
     del da  # its memory serves the rest
     if d_fc1_weight is not None:

@@ -29,6 +29,21 @@ def refuse_buffers_under_transforms(**buffers: Tensor | None) -> None:
             )
 
 
+def in_a_loop(function: type[torch.autograd.Function], info: Any, in_dims: tuple, arguments: tuple) -> tuple:
+    """What `function` gives for one element of the batch after another, stacked: its ``vmap``."""
+    found = []
+    for i in range(info.batch_size):
+        one = (
+            argument if dim is None else argument.select(dim, i)
+            for argument, dim in zip(arguments, in_dims, strict=True)
+        )
+        found.append(function.apply(*one))
+    if not isinstance(found[0], tuple):
+        return torch.stack(found), 0
+    stacked = tuple(torch.stack(column) if column[0] is not None else None for column in zip(*found, strict=True))
+    return stacked, tuple(None if result is None else 0 for result in stacked)
+
+
 class _ContextOn:
     """A context whose saved tensors are those given, which may be slices or lie at another level of torch.func."""
 
@@ -66,16 +81,9 @@ class _Gradients(torch.autograd.Function):
         )
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, backward: Backward, ctx: Any, incoming: int, *tensors: Tensor | None) -> tuple:
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         """One element of the batch after another."""
-        found = []
-        for i in range(info.batch_size):
-            one = (
-                t if t is None or dim is None else t.select(dim, i) for t, dim in zip(tensors, in_dims[3:], strict=True)
-            )
-            found.append(_Gradients.apply(backward, ctx, incoming, *one))
-        stacked = tuple(torch.stack(column) if column[0] is not None else None for column in zip(*found, strict=True))
-        return stacked, tuple(None if gradient is None else 0 for gradient in stacked)
+        return in_a_loop(_Gradients, info, in_dims, arguments)
 
 
 def first_derivative_only(backward: Backward) -> Backward:

@@ -138,24 +138,30 @@ def test_buffers(rng, leading, in_turn):
         assert_bits(found[name], plain[name], name)
 
 
-@pytest.mark.parametrize("in_turn", [None, "grad_added_to_main_grad", "overwrite_main_grad", "delay_wgrad_compute"])
+FLAGS = [None, "grad_added_to_main_grad", "overwrite_main_grad", "delay_wgrad_compute"]
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("first", [None, True])
-def test_main_grad(rng, first, in_turn):
-    """Written by the one step; a layer that does more with its gradient is called by itself."""
-    module: Any = GroupedMLP(G, K, F, params_dtype=torch.bfloat16, fuse_wgrad_accumulation=True)
+def test_main_grad(rng, first, recompute, flag):
+    """In one step, whatever a layer does with its gradient."""
+    module: Any = GroupedMLP(
+        G, K, F, params_dtype=torch.bfloat16, fuse_wgrad_accumulation=True, activation_recompute=recompute
+    )
     plain: Any = GroupedMLP(G, K, F, params_dtype=torch.bfloat16)
     plain.load_state_dict(module.state_dict())
     x, probs, sizes, dy = inputs(rng, torch.bfloat16)
     for layer in (module.fc1, module.fc2):
         layer.weight.main_grad = torch.ones(layer.weight.shape)
-        if in_turn == "delay_wgrad_compute":
+        if flag == "delay_wgrad_compute":
             layer.delay_wgrad_compute = True
-        elif in_turn is not None:
-            setattr(layer.weight, in_turn, False)
+        elif flag is not None:
+            setattr(layer.weight, flag, flag == "overwrite_main_grad" and first is None)
     y = module(x, sizes, probs, first)
-    assert y.grad_fn.name().startswith("GroupedMLPFunction" if in_turn is None else "GroupedLinearFunction")
+    assert y.grad_fn.name().startswith("GroupedMLPFunction")
     y.backward(dy)
-    if in_turn == "delay_wgrad_compute":
+    if flag == "delay_wgrad_compute":
         module.fc2.backward_dw()
         module.fc1.backward_dw()
     targets = [torch.ones(w.shape) for w in (plain.fc1.weight, plain.fc2.weight)]
@@ -169,10 +175,10 @@ def test_main_grad(rng, first, in_turn):
         row_scale=probs,
         fc1_wgrad_out=targets[0],
         fc2_wgrad_out=targets[1],
-        accumulate_wgrad=not first,
+        accumulate_wgrad=not first and flag != "overwrite_main_grad",
     ).backward(dy)
     for layer, target in zip((module.fc1, module.fc2), targets, strict=True):
-        assert in_turn != "grad_added_to_main_grad" or layer.weight.grad_added_to_main_grad
+        assert flag != "grad_added_to_main_grad" or layer.weight.grad_added_to_main_grad
         assert_bits(to_numpy(layer.weight.main_grad), to_numpy(target))
         assert not layer.weight.main_grad.requires_grad
 

@@ -28,7 +28,7 @@ WRITTEN = {
     "activation": [3],
     "activation_grad": [4, 5],
     "mlp": [7, 8, 9],
-    "mlp_grad": [8, 9, 10, 11, 12, 13],
+    "mlp_grad": [8, 9, 10, 11, 12, 13, 14],
 }
 
 
@@ -65,7 +65,7 @@ def mlp_arguments_of(rng, case, dtype):
     x, w1, w2, b1, b2, scale = map(to_torch, problem.inputs.values())
     sizes, dy = to_torch(problem.sizes), to_torch(problem.dy)
     h, a = torch.randn(case.T, 2 * case.N).to(x.dtype), torch.randn(case.T, case.N).to(x.dtype)
-    h_out, a_out, out, *gradients = (torch.full_like(t, 7) for t in (h, a, dy, x, w1, w2, b1, b2, scale))
+    h_out, a_out, out, *gradients = (torch.full_like(t, 7) for t in (h, a, dy, x, w1, w2, b1, b2, scale, h))
     buffers = [torch.full_like(t, 7) for t in (x, w1, w2)]
     return {
         "mlp": (x, w1, w2, sizes, b1, b2, scale, h_out, a_out, out, *buffers, 0, *CLAMPED, False),

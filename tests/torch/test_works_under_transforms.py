@@ -13,7 +13,7 @@ from problems import activation_problem, linear_problem
 from tolerances import assert_bits
 from torch_calls import to_numpy, to_torch
 
-from torch_grouped.functional import grouped_activation, grouped_linear, grouped_mlp
+from torch_grouped.functional import grouped_activation, grouped_linear, grouped_mlp, grouped_mm
 
 CASE = BY_NAME["empty_middle"]
 
@@ -178,10 +178,57 @@ def test_forward_mode_is_refused(operation):
         torch.func.jvp(operation, (operation.inputs,), (operation.inputs,))
 
 
-def test_vmap_of_forward_is_refused(operation):
-    stacked = {n: torch.stack([t, t]) for n, t in operation.inputs.items()}
-    with pytest.raises(RuntimeError, match="vmap"):
-        torch.func.vmap(operation)(stacked)
+def test_vmap_is_one_element_after_another(operation):
+    """Of any of the arguments, and of a gradient."""
+    stacked = {n: torch.stack([t, 2 * t, t - 1]) for n, t in operation.inputs.items()}
+    elements = [{n: t[i] for n, t in stacked.items()} for i in range(3)]
+    every = torch.func.vmap(operation)(stacked)
+    gradients = torch.func.vmap(torch.func.grad(operation.loss))(stacked)
+    for i, element in enumerate(elements):
+        assert_bits(to_numpy(every[i]), to_numpy(operation(element)))
+        assert_same({n: t[i] for n, t in gradients.items()}, torch.func.grad(operation.loss)(element))
+    for name, value in stacked.items():
+        found = torch.func.vmap(lambda t, n=name: operation({**operation.inputs, n: t}))(value)
+        assert_bits(to_numpy(found[1]), to_numpy(operation({**operation.inputs, name: value[1]})), name)
+
+
+def grouped_products():
+    torch.manual_seed(3)
+    offs = torch.tensor([4, 4, 10])
+    a, b = torch.randn(12, 8), torch.randn(3, 8, 5)
+    return {
+        "rows": (lambda a, b, **options: grouped_mm(a, b, offs=offs, **options), a, b),
+        "contraction": (lambda a, b, **options: grouped_mm(a.mT, b, offs=offs, **options), a, torch.randn(12, 5)),
+        "batches": (lambda a, b, **options: grouped_mm(a, b, **options), torch.randn(3, 4, 8), b),
+    }
+
+
+@pytest.mark.parametrize("kind", ["rows", "contraction", "batches"])
+def test_grouped_mm(kind):
+    """torch's own product: second derivatives too."""
+    product, a, b = grouped_products()[kind]
+
+    def loss(a, b):
+        return product(a, b).pow(3).sum()
+
+    leaves = [t.clone().requires_grad_() for t in (a, b)]
+    expected = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+    found = torch.func.grad(loss, argnums=(0, 1))(a, b)
+    for x, y in zip(found, expected, strict=True):
+        assert_bits(to_numpy(x), to_numpy(y))
+    (second,) = torch.autograd.grad(expected[0].sum(), leaves[0])
+    twice = torch.func.grad(lambda a: torch.func.grad(loss)(a, b).sum())(a)
+    assert_bits(to_numpy(twice), to_numpy(second))
+    assert second.abs().sum() > 0
+    jacobian = torch.func.jacrev(lambda a: product(a, b).flatten()[:3])(a)
+    for i in range(3):
+        row = torch.func.grad(lambda a, i=i: product(a, b).flatten()[i])(a)
+        assert_bits(to_numpy(jacobian[i]), to_numpy(row))
+    stacked = torch.stack([a, a + 1])
+    assert_bits(to_numpy(torch.func.vmap(lambda a: product(a, b))(stacked)[1]), to_numpy(product(a + 1, b)))
+    out = torch.empty_like(product(a, b))
+    with pytest.raises(NotImplementedError, match=r"^out cannot be written inside torch.func"):
+        torch.func.grad(lambda a: product(a, b, out=out).sum())(a)
 
 
 def test_functional_call(rng):

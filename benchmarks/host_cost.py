@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import torch_grouped
-from benchmarks.machine import ROOT, describe
+from benchmarks.machine import describe
 from torch_grouped import GroupedLinear, functional
 
 GROUPS = 8
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host_cost", description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default=default)
     parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--json", type=Path, help=f"results file, for one in {ROOT.name}/benchmarks/results")
+    parser.add_argument("--json", type=Path, help="keep the numbers in this file")
     arguments = parser.parse_args(argv)
     device = torch.device(arguments.device)
     torch.set_num_threads(1)

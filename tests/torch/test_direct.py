@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -237,3 +238,29 @@ def test_a_capsule_of_something_else_is_refused():
         DirectCalls(datetime.datetime_CAPI, (torch.Tensor,))
     with pytest.raises(TypeError):
         DirectCalls(torch.Tensor, (torch.Tensor,))  # pyright: ignore[reportArgumentType]
+
+
+def test_ranges_of_a_profiler_are_set_around_operators(monkeypatch):
+    assert _direct._make_calls() is not None
+    monkeypatch.setenv("GROUPED_NVTX", "1")
+    assert _direct._make_calls() is None
+
+
+def test_an_interface_that_is_not_torchs_own_is_not_used(monkeypatch):
+    monkeypatch.delattr(torch._C, "_dlpack_exchange_api")
+    assert _direct._make_calls() is None
+
+
+def test_threads_call_at_the_same_time(problem):
+    inputs, sizes = leaves(problem.inputs), to_torch(problem.sizes)
+
+    def gradients(_):
+        own = {name: t.detach().clone().requires_grad_() for name, t in inputs.items()}
+        grouped_linear(group_sizes=sizes, **own).backward(to_torch(problem.dy))
+        return [to_numpy(t.grad) for t in own.values()]
+
+    expected = gradients(None)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(gradients, range(40)):
+            for f, e in zip(found, expected, strict=True):
+                assert_bits(f, e)

@@ -12,7 +12,7 @@ WORKERS ?= auto
 BUDGET ?= 420
 OUT_JSON ?= benchmarks/results/gpu.json
 
-.PHONY: demo test test-jax lint format wheel bench-cpu bench-smoke gpu-package gpu-test gpu-bench clean
+.PHONY: demo test test-jax lint format wheel bench-cpu bench-smoke gpu-package gpu-test gpu-test-two gpu-bench clean
 .DEFAULT_GOAL := demo
 
 # What is installed is a copy, so it is made anew when any source changes. torch is left out of the environment that
@@ -69,6 +69,10 @@ gpu-package:
 # On the GPU machine: checks, then writes tests/gpu/record.json. Builds the package first if it is not there.
 gpu-test:
 	$(PYTHON) tests/gpu/run.py
+
+# On a machine with two GPUs: symmetric memory, FSDP, sharding, several devices; writes tests/gpu/record_two.json.
+gpu-test-two:
+	$(PYTHON) tests/gpu/run_two.py
 
 # On the GPU machine: the table against whatever peers are installed there. See benchmarks/protocol.md.
 gpu-bench:

@@ -35,7 +35,7 @@ def leaves(inputs: dict[str, NDArray], without_grad: tuple[str, ...] = ()) -> di
     return {name: to_torch(a).requires_grad_(name not in without_grad) for name, a in inputs.items()}
 
 
-def _gradients(y: torch.Tensor, inputs: dict[str, torch.Tensor], dy: NDArray) -> dict[str, NDArray]:
+def gradients(y: torch.Tensor, inputs: dict[str, torch.Tensor], dy: NDArray) -> dict[str, NDArray]:
     wanted = {name: t for name, t in inputs.items() if t.requires_grad}
     if not wanted:
         return {}
@@ -50,7 +50,7 @@ def linear(
     inputs = leaves(problem.inputs, without_grad)
     sizes = to_torch(problem.sizes) if sizes is None else sizes
     y = grouped_linear(group_sizes=sizes, weight_layout=problem.layout, **inputs, **buffers)
-    return {"y": to_numpy(y), **_gradients(y, inputs, problem.dy)}
+    return {"y": to_numpy(y), **gradients(y, inputs, problem.dy)}
 
 
 def activation(
@@ -60,7 +60,7 @@ def activation(
     inputs = leaves(problem.inputs, without_grad)
     sizes = to_torch(problem.sizes) if sizes is None else sizes
     y = grouped_activation(group_sizes=sizes, **problem.options, **inputs, **buffers)
-    return {"y": to_numpy(y), **_gradients(y, inputs, problem.dy)}
+    return {"y": to_numpy(y), **gradients(y, inputs, problem.dy)}
 
 
 class Witness(torch.autograd.Function):

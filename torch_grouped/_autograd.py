@@ -8,32 +8,58 @@ backward has written since would be reported as modified.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from grouped_core import Activation
 from torch_grouped import _ops
 from torch_grouped._describe import accumulator
+from torch_grouped._direct import is_eager
+from torch_grouped._transforms import first_derivative_only, in_a_loop
+
+
+def apply(function: type[torch.autograd.Function], inputs: tuple[Tensor | None, ...], *others: Any) -> Tensor:
+    """`function.apply(*inputs, *others)`, without what that costs where nothing needs it.
+
+    Args:
+      function: its `forward` takes no ctx.
+      inputs: the arguments that may get a gradient, which come first.
+      others: the rest.
+    """
+    if not is_eager():
+        return function.apply(*inputs, *others)
+    if torch.is_grad_enabled():
+        for tensor in inputs:
+            if tensor is not None and tensor.requires_grad:
+                # Without the binding of arguments to names that Function.apply does before.
+                direct = super(torch.autograd.Function, function)
+                return direct.apply(*inputs, *others)  # pyright: ignore[reportAttributeAccessIssue]
+    return function.forward(*inputs, *others)
 
 
 class GroupedLinearFunction(torch.autograd.Function):
-    """`functional.grouped_linear` on checked layouts and sizes that are where x is."""
+    """`functional.grouped_linear` on checked layouts and sizes that are where x is.
+
+    take_wgrad: called in backward with the operands of the weight gradient, in the place of its computation; returns
+    what autograd is to accumulate in the weight.
+    """
 
     @staticmethod
     def forward(
         x: Tensor,
         weight: Tensor,
-        group_sizes: Tensor,
         bias: Tensor | None,
         row_scale: Tensor | None,
+        group_sizes: Tensor,
         out: Tensor | None,
         dgrad_out: Tensor | None,
         wgrad_out: Tensor | None,
         accumulate_wgrad: bool,
         weight_layout: int,
+        take_wgrad: Callable[..., Tensor | None] | None,
     ) -> Tensor:
         """Writes y into `out`, or into memory of its own with a zeroed tail."""
         y = out
@@ -46,18 +72,18 @@ class GroupedLinearFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """Saves what the gradients need; `out` is not among it."""
-        x, weight, group_sizes, bias, row_scale, out, ctx.dgrad_out, ctx.wgrad_out = inputs[:8]
-        ctx.accumulate_wgrad, ctx.weight_layout = inputs[8:]
+        x, weight, bias, row_scale, group_sizes, out, ctx.dgrad_out, ctx.wgrad_out = inputs[:8]
+        ctx.accumulate_wgrad, ctx.weight_layout, ctx.take_wgrad = inputs[8:]
         if out is not None:
             ctx.mark_dirty(out)
-        ctx.save_for_backward(x, weight, group_sizes, bias, row_scale)
+        ctx.save_for_backward(x, weight, bias, row_scale, group_sizes)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple:
         """dx into `dgrad_out`, dW into `wgrad_out`, where they were given."""
-        x, weight, group_sizes, bias, row_scale = ctx.saved_tensors
-        needs_dx, needs_dweight, _, needs_dbias, needs_dscale = ctx.needs_input_grad[:5]
+        x, weight, bias, row_scale, group_sizes = ctx.saved_tensors
+        needs_dx, needs_dweight, needs_dbias, needs_dscale = ctx.needs_input_grad[:4]
         dy = dy.contiguous()
         dx = dweight = dbias = dscale = None
 
@@ -68,7 +94,9 @@ class GroupedLinearFunction(torch.autograd.Function):
             if row_scale is not None:
                 dz = torch.empty_like(dy)
                 _ops.row_scale(dy, group_sizes, row_scale, dz, False)
-            if needs_dweight:
+            if needs_dweight and ctx.take_wgrad is not None:
+                dweight = ctx.take_wgrad(x, dz, group_sizes, ctx.weight_layout)
+            elif needs_dweight:
                 target = torch.empty_like(weight) if ctx.wgrad_out is None else ctx.wgrad_out
                 accumulate = ctx.wgrad_out is not None and ctx.accumulate_wgrad
                 _ops.wgrad(x, dz, group_sizes, target, ctx.weight_layout, accumulate)
@@ -76,7 +104,12 @@ class GroupedLinearFunction(torch.autograd.Function):
             if needs_dbias:
                 dbias = torch.empty_like(bias)
                 _ops.bias_grad(dz, group_sizes, dbias, False)
-        return dx, dweight, None, dbias, dscale, None, None, None, None, None
+        return dx, dweight, dbias, dscale, None, None, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        """One element of the batch after another."""
+        return in_a_loop(GroupedLinearFunction, info, in_dims, arguments)
 
 
 def _input_gradients(
@@ -113,8 +146,8 @@ class GroupedActivationFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         h: Tensor,
-        group_sizes: Tensor,
         row_scale: Tensor | None,
+        group_sizes: Tensor,
         out: Tensor | None,
         dgrad_out: Tensor | None,
         kind: int,
@@ -134,24 +167,29 @@ class GroupedActivationFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """Saves h and row_scale; the activation itself is recomputed."""
-        h, group_sizes, row_scale, out, ctx.dgrad_out = inputs[:5]
+        h, row_scale, group_sizes, out, ctx.dgrad_out = inputs[:5]
         ctx.choice = Activation(*inputs[5:])
         if out is not None:
             ctx.mark_dirty(out)
-        ctx.save_for_backward(h, group_sizes, row_scale)
+        ctx.save_for_backward(h, row_scale, group_sizes)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, dy: Tensor) -> tuple:
         """dh into `dgrad_out` where it was given, and the gradient of row_scale."""
-        h, group_sizes, row_scale = ctx.saved_tensors
+        h, row_scale, group_sizes = ctx.saved_tensors
         dgrad_out = ctx.dgrad_out if ctx.needs_input_grad[0] else None
         zero_tail = dgrad_out is None
         dh = torch.empty_like(h) if zero_tail else dgrad_out
         # Zeros, because with a buffer for dh the operator leaves the tail of dscale alone too.
-        dscale = torch.zeros_like(row_scale) if ctx.needs_input_grad[2] else None
+        dscale = torch.zeros_like(row_scale) if ctx.needs_input_grad[1] else None
         _ops.activation_grad(h, dy.contiguous(), group_sizes, row_scale, dh, dscale, *ctx.choice, zero_tail)
-        return dh, None, dscale, None, None, None, None, None, None, None
+        return dh, dscale, None, None, None, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
+        """One element of the batch after another."""
+        return in_a_loop(GroupedActivationFunction, info, in_dims, arguments)
 
 
 class _BoundByPosition:
@@ -171,6 +209,11 @@ class _SignatureByPosition(inspect.Signature):
         return super().bind(*args, **kwargs) if kwargs else _BoundByPosition(args)
 
 
-for _function in (GroupedLinearFunction, GroupedActivationFunction):
-    _signature = inspect.signature(_function.forward)
-    _function.forward.__signature__ = _SignatureByPosition(list(_signature.parameters.values()))
+def bind_by_position(function: type[torch.autograd.Function]) -> None:
+    """Makes calls of `function` with positional arguments cheap."""
+    parameters = inspect.signature(function.forward).parameters.values()
+    function.forward.__signature__ = _SignatureByPosition(list(parameters))  # pyright: ignore[reportFunctionMemberAccess]
+
+
+bind_by_position(GroupedLinearFunction)
+bind_by_position(GroupedActivationFunction)

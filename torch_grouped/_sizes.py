@@ -18,7 +18,7 @@ def on_device(group_sizes: GroupSizes, device: torch.device) -> torch.Tensor:
       RuntimeError: host sizes while a CUDA graph is being captured; the graph would replay these sizes for ever.
     """
     if isinstance(group_sizes, torch.Tensor):
-        if group_sizes.device == device or group_sizes.device.type != "cpu":
+        if group_sizes.is_cuda or group_sizes.device == device or group_sizes.device.type != "cpu":
             return group_sizes
     else:
         # index() refuses a float, which torch.tensor would cut.

@@ -3,28 +3,21 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 
 from grouped_core import activation_options, weight_layout_code
-from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction
+from torch_grouped._autocast import autocast_operands
+from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction, apply
+from torch_grouped._buffers import apart_from as _apart_from
+from torch_grouped._buffers import detached as _detached
+from torch_grouped._grouped_mm import grouped_mm
+from torch_grouped._mlp import grouped_mlp
 from torch_grouped._sizes import GroupSizes, on_device
+from torch_grouped._transforms import refuse_buffers_under_transforms
 
-__all__ = ["grouped_activation", "grouped_linear"]
-
-
-def _detached(buffer: Tensor | None) -> Tensor | None:
-    # So that the caller's own tensor never starts requiring grad. A tensor that does already is kept as it is, for
-    # the core to refuse.
-    return buffer if buffer is None or buffer.requires_grad else buffer.detach()
-
-
-def _apart_from(buffer: Tensor | None, y: Tensor) -> Tensor:
-    # Compiled, a view of y would be rebuilt from the caller's tensor, which requires no grad, and lose its gradient
-    # without a word. So there y becomes a tensor of its own over the same memory.
-    if buffer is None or not torch.compiler.is_compiling():
-        return y
-    return torch.ops.aten._unsafe_view.default(y, list(y.shape))
+__all__ = ["grouped_activation", "grouped_linear", "grouped_mlp", "grouped_mm"]
 
 
 def grouped_linear(
@@ -80,17 +73,48 @@ def grouped_linear(
     ``row_scale`` the weight and bias gradients are those of ``dy * row_scale`` rounded to dtype of x.
     Source: the semantics of TransformerEngine's GroupedLinear with caller buffers (its PR #3161).
     """
-    y = GroupedLinearFunction.apply(
+    return linear_with(
+        None,
         x,
         weight,
-        on_device(group_sizes, x.device),
+        group_sizes,
         bias,
-        row_scale,
+        row_scale=row_scale,
+        out=out,
+        dgrad_out=dgrad_out,
+        wgrad_out=wgrad_out,
+        accumulate_wgrad=accumulate_wgrad,
+        weight_layout=weight_layout,
+    )
+
+
+def linear_with(
+    take_wgrad: Callable[..., Tensor | None] | None,
+    x: Tensor,
+    weight: Tensor,
+    group_sizes: GroupSizes,
+    bias: Tensor | None = None,
+    *,
+    row_scale: Tensor | None = None,
+    out: Tensor | None = None,
+    dgrad_out: Tensor | None = None,
+    wgrad_out: Tensor | None = None,
+    accumulate_wgrad: bool = False,
+    weight_layout: str = "gnk",
+) -> Tensor:
+    """`grouped_linear` whose weight gradient `take_wgrad` computes; see `GroupedLinearFunction`."""
+    refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out, wgrad_out=wgrad_out)
+    x, weight, bias, row_scale = autocast_operands(x, weight, vectors=(bias, row_scale))
+    y = apply(
+        GroupedLinearFunction,
+        (x, weight, bias, row_scale),
+        on_device(group_sizes, x.device),
         _detached(out),
         _detached(dgrad_out),
         _detached(wgrad_out),
         accumulate_wgrad,
         weight_layout_code(weight_layout),
+        take_wgrad,
     )
     return _apart_from(out, y)
 
@@ -135,7 +159,7 @@ def grouped_activation(
     Source: SwiGLU and GEGLU of Shazeer 2020, the clamped form of gpt-oss, squared ReLU of So et al. 2021.
     """
     choice = activation_options(kind, gate_layout, alpha, limit, offset)
-    y = GroupedActivationFunction.apply(
-        h, on_device(group_sizes, h.device), row_scale, _detached(out), _detached(dgrad_out), *choice
-    )
+    refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out)
+    sizes = on_device(group_sizes, h.device)
+    y = apply(GroupedActivationFunction, (h, row_scale), sizes, _detached(out), _detached(dgrad_out), *choice)
     return _apart_from(out, y)

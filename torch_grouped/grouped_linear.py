@@ -5,32 +5,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torch_grouped._sizes import GroupSizes
-from torch_grouped.functional import grouped_linear
+from torch_grouped._te_form import refuse_other_engines, stack_separate_parameters, te_state_dict
+from torch_grouped._weight_gradient import WeightGradient, main_grad_of
+from torch_grouped.functional import linear_with
 
 __all__ = ["GroupedLinear"]
+
+_Result = Tensor | tuple[Tensor, list[Tensor] | None]
 
 
 class GroupedLinear(nn.Module):
     """``num_gemms`` linear layers, each applied to its own rows of the input, in one call.
 
-    Names and the order of `forward`'s arguments are TransformerEngine's. The parameters are one ``weight``
-    ``[G, N, K]`` and, with ``bias``, one ``bias`` ``[G, N]``.
+    Names and orders of arguments are those of TransformerEngine's class. The parameters are one ``weight``
+    ``[G, N, K]`` and, with ``bias``, one ``bias`` ``[G, N]``; ``load_state_dict`` also takes ``weight0`` to
+    ``weight{G-1}``, ``bias0`` and so on, and `export_te_state_dict` gives them.
 
     Args:
       num_gemms: G, how many layers.
       in_features: K.
       out_features: N.
-      bias: whether the layers add one.
-      params_dtype: dtype of the parameters; torch's default dtype if None.
-      device: where the parameters are made.
-      init_method: called on each layer's ``[N, K]`` weight; if None, what ``nn.Linear`` does.
       fuse_wgrad_accumulation: backward adds the weight gradient to ``weight.main_grad`` ``[G, N, K]`` (fp32 or the
-        weight's dtype), which the caller provides, and leaves ``weight.grad`` alone.
+        weight's dtype), which the caller provides, and leaves ``weight.grad`` alone. Attributes of ``weight`` that are
+        heeded when the gradient is there: ``get_main_grad()`` in the place of ``main_grad``; ``overwrite_main_grad``;
+        ``grad_added_to_main_grad``, where it exists, is set and autograd gets a gradient without meaning, of zeros if
+        ``zero_out_wgrad``.
+      get_rng_state_tracker, rng_tracker_name: ``get_rng_state_tracker().fork(rng_tracker_name)`` is entered while
+        parameters are drawn.
+      init_method: called on each layer's ``[N, K]`` weight; if None, what ``nn.Linear`` does.
+      bias: whether the layers add one.
+      return_bias: `forward` leaves the bias to the caller and returns ``(y, biases)``, a list of G vectors or None.
+      params_dtype: dtype of the parameters; torch's default dtype if None.
+      device: where the parameters are made; torch's default device if None.
+      delay_wgrad_compute: backward leaves the weight gradient to `backward_dw`.
+      name: shown when printed.
+      sequence_parallel, tp_group, parallel_mode: for one tensor-parallel rank they say nothing, as in
+        TransformerEngine, which leaves communication outside of this layer too.
+      ub_name: a name for what ``ub_overlap_rs`` and ``ub_overlap_ag`` would do.
+      save_original_input, single_grouped_weight, single_grouped_bias, use_grouped_tensor: choices between ways that
+        TransformerEngine has. Here there is one way: the input is saved as it is, parameters are grouped, sizes may be
+        on the device.
+      tp_size, ub_overlap_rs, ub_overlap_ag: only their defaults, see below.
+
+    Raises:
+      ValueError: ``tp_size`` above 1 (give the sizes of this rank's shard), ``ub_overlap_rs`` or ``ub_overlap_ag``
+        (overlapped communication is not part of this layer), another ``parallel_mode`` than None, "column" and "row".
 
     The contracts on tail, empty groups, aliasing and determinism are those of
     `torch_grouped.functional.grouped_linear`.
@@ -41,31 +67,56 @@ class GroupedLinear(nn.Module):
         num_gemms: int,
         in_features: int,
         out_features: int,
-        *,
-        bias: bool = True,
-        params_dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        init_method: Callable[[Tensor], object] | None = None,
+        sequence_parallel: bool = False,
         fuse_wgrad_accumulation: bool = False,
+        tp_group: Any = None,
+        tp_size: int = 1,
+        get_rng_state_tracker: Callable[[], Any] | None = None,
+        rng_tracker_name: str | None = None,
+        init_method: Callable[[Tensor], object] | None = None,
+        bias: bool = True,
+        return_bias: bool = False,
+        params_dtype: torch.dtype | None = None,
+        parallel_mode: str | None = None,
+        device: torch.device | str | None = None,
+        ub_overlap_rs: bool = False,
+        ub_overlap_ag: bool = False,
+        ub_name: str | None = None,
+        delay_wgrad_compute: bool = False,
+        save_original_input: bool = False,
+        single_grouped_weight: bool = False,
+        single_grouped_bias: bool = False,
+        name: str | None = None,
+        use_grouped_tensor: bool | None = None,
     ) -> None:
         super().__init__()
+        refuse_other_engines(
+            tp_size=tp_size, parallel_mode=parallel_mode, ub_overlap_rs=ub_overlap_rs, ub_overlap_ag=ub_overlap_ag
+        )
         self.num_gemms = num_gemms
         self.in_features = in_features
         self.out_features = out_features
         self.fuse_wgrad_accumulation = fuse_wgrad_accumulation
+        self.delay_wgrad_compute = delay_wgrad_compute
+        self.return_bias = return_bias
+        self.name = name
         self._init_method = init_method
+        self._rng = get_rng_state_tracker, () if rng_tracker_name is None else (rng_tracker_name,)
         shape = (num_gemms, out_features, in_features)
         self.weight = nn.Parameter(torch.empty(shape, dtype=params_dtype, device=device))
         if bias:
             self.bias = nn.Parameter(torch.empty(shape[:2], dtype=params_dtype, device=device))
         else:
             self.register_parameter("bias", None)
+        self._weight_gradient: WeightGradient | None = None
+        self._after_wgrad: list[Callable[[], object]] = []
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws the parameters anew: the uniform bound 1/sqrt(K) of ``nn.Linear``, or ``init_method``."""
         bound = 1 / math.sqrt(self.in_features) if self.in_features else 0.0
-        with torch.no_grad():
+        tracker, names = self._rng
+        with torch.no_grad(), nullcontext() if tracker is None else tracker().fork(*names):
             if self._init_method is None:
                 self.weight.uniform_(-bound, bound)
             else:
@@ -81,7 +132,7 @@ class GroupedLinear(nn.Module):
         is_first_microbatch: bool | None = None,
         out: Tensor | None = None,
         dgrad_out: Tensor | None = None,
-    ) -> Tensor:
+    ) -> _Result:
         """Applies layer g to the g-th run of rows.
 
         Args:
@@ -94,37 +145,99 @@ class GroupedLinear(nn.Module):
           dgrad_out: ``[T, K]`` buffer for the gradient of inp.
 
         Returns:
-          ``[..., N]``.
+          ``[..., N]``; with ``return_bias`` a pair of it and the biases.
 
         Raises:
           ValueError, TypeError: as `torch_grouped.functional.grouped_linear`; ValueError also where
             ``main_grad`` is needed and missing.
+          NotImplementedError: under torch.compile with ``delay_wgrad_compute`` or ``grad_added_to_main_grad``.
         """
-        wgrad_out = None
-        if self.fuse_wgrad_accumulation:
-            wgrad_out = getattr(self.weight, "main_grad", None)
-            if wgrad_out is None:
-                raise ValueError(
-                    "weight.main_grad must be a tensor of the weight's shape with fuse_wgrad_accumulation=True; "
-                    "got none. Set it before forward, or construct the module without."
-                )
         as_given = inp.dim() in (0, 2)  # no dimension at all is for the core to refuse
         x = inp if as_given else inp.reshape(math.prod(inp.shape[:-1]), inp.shape[-1])
-        y = grouped_linear(
+        weight, bias = self.weight, self.bias
+        take_wgrad = wgrad_out = None
+        overwrite = bool(is_first_microbatch)
+        if self.fuse_wgrad_accumulation or self.delay_wgrad_compute:
+            take_wgrad, wgrad_out = self.place_of_wgrad(overwrite)
+        y = linear_with(
+            take_wgrad,
             x,
-            self.weight,
+            weight,
             m_splits,
-            self.bias,
+            None if self.return_bias else bias,
             out=out,
             dgrad_out=dgrad_out,
             wgrad_out=wgrad_out,
-            accumulate_wgrad=not is_first_microbatch,
+            accumulate_wgrad=not overwrite,
         )
-        return y if as_given else y.view(*inp.shape[:-1], self.out_features)
+        if not as_given:
+            y = y.view(*inp.shape[:-1], self.out_features)
+        if not self.return_bias:
+            return y
+        return y, None if bias is None else list(bias.unbind(0))
+
+    def place_of_wgrad(self, overwrite: bool) -> tuple[Callable[..., Tensor | None] | None, Tensor | None]:
+        """What takes the weight gradient, if autograd does not, and main_grad where it can be checked now.
+
+        For whoever computes this layer's gradients in its place, as a fused MLP does.
+        """
+        weight, fused = self.weight, self.fuse_wgrad_accumulation
+        if not (weight.requires_grad and torch.is_grad_enabled()):
+            return None, None
+        # A buffer that is made for backward is not asked for before.
+        main_grad = main_grad_of(weight) if fused and not hasattr(weight, "get_main_grad") else None
+        spoken_to = fused and any(
+            hasattr(weight, n) for n in ("get_main_grad", "overwrite_main_grad", "grad_added_to_main_grad")
+        )
+        if not (spoken_to or self.delay_wgrad_compute):
+            return None, main_grad
+        if torch.compiler.is_compiling():
+            raise NotImplementedError(
+                "A compiled backward cannot set attributes of a parameter or leave work for later. Without "
+                "delay_wgrad_compute and without get_main_grad, overwrite_main_grad and grad_added_to_main_grad on "
+                "the weight fuse_wgrad_accumulation compiles."
+            )
+        if self._weight_gradient is None or self._weight_gradient.weight is not weight:
+            self._weight_gradient = WeightGradient(weight, fused=fused, delayed=self.delay_wgrad_compute)
+        return self._weight_gradient.for_call(overwrite=overwrite), main_grad
+
+    def need_backward_dw(self) -> bool:
+        """Whether `backward_dw` has something to compute."""
+        return self._weight_gradient is not None and self._weight_gradient.is_pending()
+
+    def backward_dw(self) -> None:
+        """Computes the weight gradient that the oldest backward left, with ``delay_wgrad_compute``.
+
+        It goes where backward would have put it: into ``main_grad``, or added to ``weight.grad``. Until then input and
+        incoming gradient are kept alive, and must keep their content.
+
+        Raises:
+          RuntimeError: no backward left one; or a buffer that it needs was written again.
+        """
+        if not self.delay_wgrad_compute:
+            return
+        if self._weight_gradient is None:
+            self._weight_gradient = WeightGradient(self.weight, fused=self.fuse_wgrad_accumulation, delayed=True)
+        self._weight_gradient.compute_next()
+        for hook in self._after_wgrad:
+            hook()
+
+    def register_wgrad_accumulation_and_reduce_hooks(self, hook: Callable[[], object]) -> None:
+        """`hook` is called after each `backward_dw`."""
+        self._after_wgrad.append(hook)
+
+    def export_te_state_dict(self, prefix: str = "") -> dict[str, Tensor]:
+        """``weight0`` to ``weight{G-1}`` and ``bias0`` and so on, as views of the parameters."""
+        return te_state_dict({n: p for n, p in (("weight", self.weight), ("bias", self.bias)) if p is not None}, prefix)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        stack_separate_parameters(state_dict, prefix, self._parameters, self.num_gemms)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
+        name = "" if self.name is None else f", name={self.name!r}"
         return (
             f"num_gemms={self.num_gemms}, in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}"
+            f"bias={self.bias is not None}{name}"
         )

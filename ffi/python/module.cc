@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 
 #include "doors/operation_call.h"
+#include "python/direct_calls.h"
+#include "python/options.h"
 #include "python/thread_pool.h"
 #include "xla/handlers.h"
 
@@ -58,17 +60,6 @@ struct Tensors {
     }
   }
 };
-
-// (weight_layout, sizes_kind, tail, accumulate, kind, gate_layout, alpha, limit, offset)
-doors::Options read_options(const nb::tuple& o) {
-  if (nb::len(o) != 9) throw nb::value_error("options are nine numbers");
-  const auto number = [&](int i) { return nb::cast<int32_t>(o[i]); };
-  return {number(0),
-          number(1),
-          number(2),
-          number(3),
-          {number(4), number(5), nb::cast<double>(o[6]), nb::cast<double>(o[7]), nb::cast<double>(o[8])}};
-}
 
 void raise_if_failed(int32_t code, const char* message) {
   switch (code) {
@@ -134,10 +125,18 @@ nb::dict xla_registrations(bool is_cuda, bool capturable) {
 
 NB_MODULE(_core, m) {
   using namespace grouped::python_door;
+  // What is registered with a framework's dispatcher lives to the end of the process, and is not lost.
+  nb::set_leak_warnings(false);
   m.doc() = "The grouped-GEMM core on raw addresses. Use jax_grouped or torch_grouped.";
   m.def("check", &check, "op"_a, "tensors"_a, "options"_a, "The rules of `op`, without running it.");
   m.def("run", &run, "op"_a, "tensors"_a, "options"_a, "workspace"_a, "workspace_size"_a, "stream"_a,
         "num_threads"_a, "Checks, then launches `op`.");
+  nb::class_<DirectCalls>(m, "DirectCalls",
+                          "Operations on tensor objects that offer DLPack's C exchange interface.")
+      .def(nb::init<const nb::capsule&, const nb::tuple&>(), "exchange"_a, "classes"_a)
+      .def("check", &DirectCalls::check, "op"_a, "tensors"_a, "options"_a, "Whether the rules of `op` hold.")
+      .def("run", &DirectCalls::run, "op"_a, "tensors"_a, "options"_a, "num_threads"_a,
+           "Whether `op` ran; if not, nothing was written, and `run` on descriptions tells why.");
   m.def("argument_dims", &argument_dims, "op"_a, "weight_layout"_a,
         "[(name, dims as letters)] of the arguments of `op`, in the order in which `run` takes them.");
   m.def("workspace_size", &workspace_size, "op"_a, "dtype"_a, "device"_a, "K"_a, "N"_a, "G"_a,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import BY_NAME
+from mlp_problems import mlp_problem
 from problems import activation_problem, linear_problem
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -22,8 +23,12 @@ WRITTEN = {
     "bias_grad": [2],
     "row_scale": [3],
     "row_dot": [5],
+    "product": [4],
+    "contraction": [3],
     "activation": [3],
     "activation_grad": [4, 5],
+    "mlp": [7, 8, 9],
+    "mlp_grad": [8, 9, 10, 11, 12, 13, 14],
 }
 
 
@@ -47,12 +52,30 @@ def arguments_of(rng, dtype="f32"):
         "bias_grad": (dy, sizes, new(bias), True),
         "row_scale": (x, sizes, row_scale, new(x), True),
         "row_dot": (x, x.clone(), sizes, dy, bias, new(row_scale), True),
+        "product": (x, weight, sizes.cumsum(0), bias, new(dy), 0, False, False),
+        "contraction": (x, dy, sizes.cumsum(0), new(weight), 0),
         "activation": (h, sizes, scale, new(dact), new(h), *CLAMPED, False),
         "activation_grad": (h, dact, sizes, scale, new(h), new(scale), *CLAMPED, True),
+        **mlp_arguments_of(rng, case, dtype),
+    }
+
+
+def mlp_arguments_of(rng, case, dtype):
+    problem = mlp_problem(rng, case, dtype, "clamped_swiglu")
+    x, w1, w2, b1, b2, scale = map(to_torch, problem.inputs.values())
+    sizes, dy = to_torch(problem.sizes), to_torch(problem.dy)
+    h, a = torch.randn(case.T, 2 * case.N).to(x.dtype), torch.randn(case.T, case.N).to(x.dtype)
+    h_out, a_out, out, *gradients = (torch.full_like(t, 7) for t in (h, a, dy, x, w1, w2, b1, b2, scale, h))
+    buffers = [torch.full_like(t, 7) for t in (x, w1, w2)]
+    return {
+        "mlp": (x, w1, w2, sizes, b1, b2, scale, h_out, a_out, out, *buffers, 0, *CLAMPED, False),
+        "mlp_grad": (dy, x, w1, w2, sizes, scale, h, a, *gradients, 0, *CLAMPED, True, False, False),
     }
 
 
 every_op = pytest.mark.parametrize("name", list(WRITTEN))
+# The MLP's two are made of the others.
+every_core_op = pytest.mark.parametrize("name", [name for name in WRITTEN if not name.startswith("mlp")])
 
 
 def test_every_operator_is_here():

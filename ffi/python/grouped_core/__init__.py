@@ -5,6 +5,7 @@ Nothing here imports jax or torch, and importing needs neither a GPU nor a drive
 """
 
 from grouped_core._core import (
+    DirectCalls,
     abi_version,
     argument_dims,
     call_count,
@@ -42,6 +43,7 @@ __all__ = [
     "REQUIRES_GRAD",
     "Activation",
     "DType",
+    "DirectCalls",
     "Op",
     "Options",
     "Tail",

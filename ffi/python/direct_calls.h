@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operations on a framework's own tensor objects, without a description of each in Python.
+//
+// A framework that offers DLPack's C exchange interface fills in a plain structure per tensor, allocates the
+// workspace and names its current stream, all through function pointers: nothing of it is linked.
+// Whatever cannot be served this way, a broken rule included, is left to the described call, which runs the
+// same rules and owns the words; so nothing here raises.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <vector>
+
+#include "doors/operation_call.h"
+
+namespace grouped::python_door {
+
+struct DlpackExchange;
+
+class DirectCalls {
+ public:
+  // `exchange`: the capsule of the framework's tensor class. `classes`: the types whose instances are memory
+  // and nothing else; an instance of a subclass is not served.
+  DirectCalls(const nanobind::capsule& exchange, const nanobind::tuple& classes);
+
+  // Whether the rules of `op` hold for these tensors.
+  bool check(int32_t op, const nanobind::tuple& tensors, const nanobind::tuple& options) const;
+
+  // Whether `op` ran.
+  bool run(int32_t op, const nanobind::tuple& tensors, const nanobind::tuple& options,
+           int32_t num_threads) const;
+
+ private:
+  struct Arguments;
+  bool is_served(nanobind::handle tensor) const;
+  bool read(const nanobind::tuple& tensors, Arguments* arguments) const;
+
+  const DlpackExchange* exchange_;
+  const nanobind::object requires_grad_;  // the attribute's name
+  std::vector<nanobind::object> classes_;
+};
+
+}  // namespace grouped::python_door

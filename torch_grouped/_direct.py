@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When nothing listens to torch's dispatcher, the core may be called without it.
+
+An operator call through the dispatcher into Python, and a description of each tensor in Python, cost more than the
+launch of a kernel. So in plain eager mode the core reads the tensors itself. Everything that looks at operators
+(compilation, export, fake tensors, modes, functorch, tracing, profiling) still sees them: see `is_eager`.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import _C
+from torch.autograd import forward_ad
+
+from grouped_core import DirectCalls
+
+# Types whose instances are memory and nothing else. Subclasses go through the dispatcher.
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _make_calls() -> DirectCalls | None:
+    if os.environ.get("GROUPED_NVTX", "") not in ("", "0"):
+        return None  # ranges are set around operators
+    # An add-on for older versions of torch sets the attribute too; only torch's own is wanted.
+    own = hasattr(_C, "_dlpack_exchange_api")
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None) if own else None
+    return None if exchange is None else DirectCalls(exchange, _PLAIN)
+
+
+calls = _make_calls()
+
+_is_compiling = torch.compiler.is_compiling
+_dispatch_modes = _C._len_torch_dispatch_stack
+_function_modes = _C._len_torch_function_stack
+_functorch = _C._are_functorch_transforms_active
+_tracing = _C._get_tracing_state
+_profiling = torch.autograd._profiler_enabled  # pyright: ignore[reportPrivateImportUsage]
+
+
+def is_eager() -> bool:
+    """Whether no tracer, mode, transform or profiler would notice an operator."""
+    return not (
+        _is_compiling()
+        or _dispatch_modes()
+        or _function_modes()
+        or _functorch()
+        or forward_ad._current_level >= 0
+        or _tracing() is not None
+        or _profiling()
+    )

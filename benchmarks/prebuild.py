@@ -22,7 +22,7 @@ from benchmarks.problem import Case, Problem
 
 def _items(arguments: argparse.Namespace, device: torch.device) -> list[tuple[Peer, Case]]:
     """One for each kernel, as far as a peer's own key tells kernels apart."""
-    peers = [p for p in registry.select(arguments.peers) if p.builds and p.missing(device) is None]
+    peers = [p for p in registry.select(arguments.peers, device) if p.builds and p.missing(device) is None]
     a = arguments
     found: dict[tuple, tuple[Peer, Case]] = {}
     for case in plan.cases(a.shapes, a.ops, a.draws, a.dtype, device.type, a.seed):

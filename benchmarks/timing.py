@@ -11,18 +11,23 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 
 from benchmarks.peers.base import EVENTS, Call
+from benchmarks.stats import summary
 
 
 @dataclass(frozen=True)
 class Plan:
     """How long to measure, in seconds."""
 
-    rounds: int = 15
+    rounds: int = 25
     least: int = 3  # samples of a peer that is slow
+    enough: int = 7  # samples before it may end for want of spread
+    settled: float = 0.005  # spread over the root of the samples at which more of them would change nothing
+    contends: float = 1.3  # times the fastest: who is slower cannot be the best peer, and gives `enough` samples
     sample: float = 2e-3  # shortest sample, so that launches and clocks weigh little
     jax_sample: float = 10e-3  # the same where a sample contains a wait for the device
     share: float = 0.2  # of one peer in one case
@@ -69,8 +74,18 @@ class Stopwatch:
         most = max((t.rounds for t in timed), default=0)
         for index in range(most):
             taking_part = [t for t in timed if index < t.rounds]
+            if index >= self.plan.enough:
+                fastest = min(median(t.samples) for t in timed)
+                taking_part = [t for t in taking_part if median(t.samples) <= self.plan.contends * fastest]
+                # All or none: whoever goes on alone meets other clocks.
+                if all(self._is_settled(t) for t in taking_part):
+                    break
             self._order.shuffle(taking_part)
             self._round(taking_part, under_load if index == most // 2 else None)
+
+    def _is_settled(self, t: Timed) -> bool:
+        found = summary(t.samples)
+        return found["spread"] <= self.plan.settled * len(t.samples) ** 0.5
 
     def _round(self, timed: list[Timed], under_load: Callable[[], None] | None) -> None:
         pending = []
@@ -164,7 +179,20 @@ def copy_bandwidth(device: torch.device, repeats: int = 11) -> float:
     cuda = device.type == "cuda"
     source = torch.randn((1 << 29) if cuda else (1 << 23), device=device)
     target = torch.empty_like(source)
-    call = Call(lambda i: target.copy_(source))
-    timed = Timed("copy", call, EVENTS)
-    Stopwatch(device, Plan(rounds=repeats, share=1.0)).measure([timed])
-    return 2 * source.numel() * source.element_size() / sorted(timed.samples)[len(timed.samples) // 2]
+    seconds = _median_seconds(device, lambda i: target.copy_(source), repeats)
+    return 2 * source.numel() * source.element_size() / seconds
+
+
+def dense_rate(device: torch.device, repeats: int = 11) -> float:
+    """FLOPs per second of one large dense product, bf16 on a GPU, through whatever torch.mm calls."""
+    cuda = device.type == "cuda"
+    size, dtype = (8192, torch.bfloat16) if cuda else (512, torch.float32)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3 / _median_seconds(device, lambda i: torch.mm(a, b, out=out), repeats)
+
+
+def _median_seconds(device: torch.device, run: Callable[[int], object], repeats: int) -> float:
+    timed = Timed("roof", Call(run), EVENTS)
+    Stopwatch(device, Plan(rounds=repeats, enough=repeats, share=1.0)).measure([timed])
+    return median(timed.samples)

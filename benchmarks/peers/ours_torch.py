@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.operations import DGRAD, MLP, WGRAD, WGRAD_ACC
 from benchmarks.peers.base import OURS, Call, Peer
 from benchmarks.problem import InputSet, Problem
 
@@ -22,6 +23,15 @@ class TorchGrouped(Peer):
 
     def missing(self, device: torch.device) -> str | None:
         return super().missing(device) or missing_cuda(device)
+
+    def memory(self, problem: Problem) -> int:
+        p, sets = problem, len(problem.sets)
+        return {
+            DGRAD: sets * (p.nbytes("TN") + p.nbytes("TK")),
+            WGRAD: sets * p.nbytes("TN") + p.nbytes("GNK"),
+            WGRAD_ACC: sets * p.nbytes("TN") + p.nbytes("GNK"),
+            MLP: 3 * p.nbytes("TN"),
+        }.get(p.case.op, 0)
 
     def fwd(self, p: Problem) -> Call:
         from torch_grouped.functional import grouped_linear
@@ -85,6 +95,25 @@ class TorchGrouped(Peer):
             return [out, dx, dw]
 
         return Call(run, buffers=[out, dx, dw])
+
+    def mlp(self, p: Problem) -> Call:
+        from torch_grouped.functional import grouped_activation, grouped_linear
+
+        h, a, y = p.y(), p.output("a", p.T, p.N // 2), p.output("mlp y", p.T, p.K)
+        dh, da, dx = p.output("dh", p.T, p.N), p.output("da", p.T, p.N // 2), p.dx()
+        dw1, dw2 = p.dw(), p.output("dw2", p.G, p.K, p.N // 2)
+        leaves = [(*(t.detach().requires_grad_() for t in (s.x, s.w, s.w2)), s.dy) for s in p.sets]
+
+        def run(i: int) -> list[Tensor]:
+            x, w, w2, dy = leaves[i % len(leaves)]
+            with torch.enable_grad():
+                up = grouped_linear(x, w, p.sizes, out=h, dgrad_out=dx, wgrad_out=dw1)
+                act = grouped_activation(up, p.sizes, out=a, dgrad_out=dh)
+                down = grouped_linear(act, w2, p.sizes, out=y, dgrad_out=da, wgrad_out=dw2)
+            torch.autograd.grad(down, [x, w, w2], dy, allow_unused=True)  # w's and w2's went into their buffers
+            return [y, dx, dw1, dw2]
+
+        return Call(run, buffers=[h, a, y, dh, da, dx, dw1, dw2])
 
     def host_linear(self, p: Problem) -> Call:
         from torch_grouped import GroupedLinear

@@ -22,10 +22,10 @@ from benchmarks.peers.base import BOUND, OURS, PART, Skip
 from benchmarks.peers.deepgemm import DeepGemm, DeepGemmPadding
 from benchmarks.peers.quack_gemm import CONFIGS, Quack
 from benchmarks.problem import Case, Problem
-from benchmarks.shapes import BY_NAME, EMPTY, EVEN, ONE, PRIMARY, SHAPES, ZIPF, Shape
+from benchmarks.shapes import BY_NAME, EMPTY, EVEN, ONE, PRIMARY, ROWS, SHAPES, ZIPF, Shape
 
 CPU = torch.device("cpu")
-SHAPE = Shape("small-up", 5, 300, 16, 24)
+SHAPE = Shape("small-up", 5, 300, 16, 32)  # rows of 16 bytes everywhere: torch grouped_mm wants them
 HOST = BY_NAME["tiny-8x16"]
 
 
@@ -173,11 +173,19 @@ def test_a_peer_that_is_not_installed_tells_the_reason():
 
 
 def test_peers_are_selected_by_role_family_or_name():
-    assert {p.role for p in registry.select(["ours"])} == {OURS}
-    assert len(registry.select(["quack coop"])) == 2
-    assert {p.family for p in registry.select(["torch.mm", "dense"])} == {"torch.mm loop", "dense"}
+    def chosen(*patterns: str, device: str = "cuda") -> set[str]:
+        return {p.name for p in registry.select(list(patterns), torch.device(device))}
+
+    ours = {"torch_grouped", "jax_grouped"}
+    assert chosen("ours") == ours
+    assert chosen("quack coop") == {"QuACK coop 128x256", "QuACK coop 256x128"} | ours
+    assert chosen("torch_grouped", "dense") == {"torch_grouped", "dense"}
+    assert chosen("native") > ours | {"jax.lax.ragged_dot", "Pallas ragged_dot_mgpu 128x128"}
+    assert chosen("second") == {"tokamax", "cuDNN moe_grouped_matmul"} | ours
+    assert not chosen("native") & chosen() - ours
+    assert chosen(device="cpu") == {p.name for p in registry.all_peers()}
     with pytest.raises(ValueError, match="'cutlass'"):
-        registry.select(["ours", "cutlass"])
+        registry.select(["ours", "cutlass"], CPU)
 
 
 def test_prebuild_has_one_item_for_each_kernel(monkeypatch):
@@ -185,11 +193,11 @@ def test_prebuild_has_one_item_for_each_kernel(monkeypatch):
     monkeypatch.setattr(Quack, "missing", lambda self, device: None)
     arguments = _parser().parse_args(["prebuild", "--device", "cuda"])
     items = prebuild._items(arguments, torch.device("cuda"))
-    primary = [s for s in SHAPES if PRIMARY in s.tags]
+    default = [s for s in SHAPES if {PRIMARY, ROWS} & set(s.tags)]
     deep_gemm = [(c.op, c.shape) for p, c in items if isinstance(p, DeepGemm)]
-    assert set(deep_gemm) == {(op, s) for op in ("fwd", "dgrad", "wgrad") for s in primary} | {
+    assert set(deep_gemm) == {(op, s) for op in ("fwd", "dgrad", "wgrad") for s in default} | {
         ("host", BY_NAME["small-8x256"])
     }
-    assert len(deep_gemm) == 3 * len(primary) + 1
+    assert len(deep_gemm) == 3 * len(default) + 1
     quack = sorted((p.name, c.op) for p, c in items if isinstance(p, Quack))
     assert quack == sorted((f"QuACK {n}", op) for n in CONFIGS for op in ("fwd", "dgrad", "wgrad", "wgrad_acc"))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -81,7 +82,8 @@ def test_default_plan_measures_the_primary_shapes_first_and_each_case_once():
     assert len({case.id for case in cases}) == len(cases)
     assert {c.dtype for c in cases} == {"bf16"}
     even = [c for c in cases if c.draw == "even" and c.op == "fwd"]
-    assert {c.shape for c in even} == {s for s in SHAPES if shapes.PRIMARY in s.tags}
+    assert {c.shape for c in even} == {s for s in SHAPES if {shapes.PRIMARY, shapes.ROWS} & set(s.tags)}
+    assert shapes.PRIMARY in even[0].shape.tags
     first_zipf = next(i for i, c in enumerate(cases) if c.draw == "zipf")
     assert all(c.draw == "even" for c in cases[:first_zipf])
     assert {c.op for c in cases} == set(operations.OPERATIONS)
@@ -270,6 +272,31 @@ def test_on_a_gpu_samples_lie_between_events_behind_a_backlog(monkeypatch):
     assert log.count("load") == 1
     assert log[log.index("load") + 1] == "synchronize", "read while the device works"
     assert waited[-1] == own_stream.next_set - 1, "the last result is waited for"
+
+
+class _Clock:
+    """The host's clock, which goes on only where a call of `timed` says so."""
+
+    now = 0.0
+
+    def timed(self, name: str, seconds: list[float]) -> Timed:
+        """A call that takes these times, over and over."""
+        turns = cycle(seconds)
+
+        def run(i: int) -> None:
+            self.now += next(turns)
+
+        return Timed(name, Call(run), EVENTS)
+
+
+@pytest.mark.parametrize(("spread", "samples"), [([2e-3], 7), ([2e-3, 3e-3, 2.5e-3], 20)])
+def test_samples_end_when_more_of_them_would_change_nothing(monkeypatch, spread, samples):
+    clock = _Clock()
+    monkeypatch.setattr("time.perf_counter", lambda: clock.now)
+    steady, unsteady, far = clock.timed("a", [2.1e-3]), clock.timed("b", spread), clock.timed("far", [20e-3])
+    Stopwatch(CPU, Plan(rounds=20, share=10.0, enough=7)).measure([steady, unsteady, far])
+    assert (len(steady.samples), len(unsteady.samples)) == (samples, samples), "all that contend, or none"
+    assert len(far.samples) == 7, "who cannot be the best peer takes no more time than that"
 
 
 def test_host_cost_is_of_one_call():

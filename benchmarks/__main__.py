@@ -58,10 +58,16 @@ def _parser() -> argparse.ArgumentParser:
         "--min-geomean", nargs="+", default=[], metavar="OP:DRAW=RATIO", help="* stands for every op or draw"
     )
     compare.add_argument("--min-case", type=float, default=0.0, metavar="RATIO")
+    compare.add_argument(
+        "--targets",
+        type=_words,
+        default=[],
+        help="judge by the project's own: kernels, frameworks, or both with a comma",
+    )
 
     plot = commands.add_parser("plot", help="draw the figures of a results file")
     plot.add_argument("results", type=Path)
-    plot.add_argument("--out", type=Path, default=Path("docs/images"), help="folder for the PNGs")
+    plot.add_argument("--out", type=Path, default=Path("docs/img"), help="folder for the SVGs")
     return parser
 
 

@@ -78,7 +78,7 @@ class Bench:
         if problem.case.op in HOST_COSTS:
             timing.host_cost(timed, self.device, *self.host_calls)
             return
-        timing.warm_up(self.device, 0.1)
+        timing.warm_up(self.device, 0.05)
         timing.Stopwatch(self.device, self.plan, problem.case.seed).measure(timed, self.under_load)
 
     def _prepare(

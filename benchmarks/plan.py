@@ -46,8 +46,8 @@ def _default(dtype: str, device: str, seed: int) -> list[Case]:
         (_SEPARATE, (EVEN,), few_rows),
         ((*ops.ACTIVATIONS, ops.MLP), (EVEN,), skewed),
         (_SEPARATE, other_draws, skewed),
-        ((ops.LINEAR,), (EVEN, ZIPF), main if gpu else skewed),
-        ((ops.MLP,), (ZIPF,), skewed),
+        ((ops.LINEAR,), (EVEN,), main if gpu else skewed),
+        ((ops.LINEAR, ops.MLP), (ZIPF,), skewed),
     ]
     found = []
     for operations, draws, shapes in steps:

@@ -29,7 +29,7 @@ class Plan:
     settled: float = 0.005  # spread over the root of the samples at which more of them would change nothing
     contends: float = 1.3  # times the fastest: who is slower cannot be the best peer, and gives `enough` samples
     sample: float = 2e-3  # shortest sample, so that launches and clocks weigh little
-    jax_sample: float = 10e-3  # the same where a sample contains a wait for the device
+    jax_sample: float = 6e-3  # the same where a sample contains a wait for the device
     share: float = 0.2  # of one peer in one case
     most_inner: int = 64
 

@@ -15,7 +15,7 @@ NATIVE_BUDGET ?= 90
 OUT_JSON ?= benchmarks/results/gpu.json
 BENCH := PYTHONPATH=.gpu/site:$$PYTHONPATH $(PYTHON) -m benchmarks
 
-.PHONY: demo test test-jax lint format docs wheel bench-cpu bench-smoke gpu-package gpu-test gpu-bench gpu-bench-second \
+.PHONY: demo test test-jax lint format docs figures wheel bench-cpu bench-smoke gpu-package gpu-test gpu-bench gpu-bench-second \
   gpu-verdict clean
 .DEFAULT_GOAL := demo
 
@@ -28,10 +28,10 @@ $(VENV)/all $(VENV)/jax-only: $(NATIVE) $(PACKAGES)
 	$(PIP) install --quiet -c constraints.txt ".[$(EXTRAS)]"
 	touch $@
 
-$(VENV)/dev: pyproject.toml
+$(VENV)/dev $(VENV)/docs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet $$($(BIN)/python -c 'import tomllib; \
-	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"])')
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(@F)"])')
 	touch $@
 
 demo: $(VENV)/all
@@ -57,6 +57,14 @@ format: $(VENV)/dev
 wheel: $(VENV)/dev
 	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
 	ls -l dist
+
+# The documentation as a site in build/docs; a warning is an error.
+docs: $(VENV)/all $(VENV)/docs
+	PYTHONPATH=. $(BIN)/python docs/site/make_site.py
+
+# The figures of the documentation, from the committed results.
+figures: $(VENV)/all
+	$(BIN)/python -m benchmarks plot benchmarks/results/h100.json --out docs/img
 
 bench-cpu: $(VENV)/all
 	$(BIN)/python benchmarks/cpu_micro.py

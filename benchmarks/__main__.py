@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 
     plot = commands.add_parser("plot", help="draw the figures of a results file")
     plot.add_argument("results", type=Path)
-    plot.add_argument("--out", type=Path, default=Path("docs/img"), help="folder for the SVGs")
+    plot.add_argument("--out", type=Path, default=Path("docs/img"), help="folder for the images")
+    plot.add_argument("--format", choices=("svg", "png"), default="svg")
     return parser
 
 

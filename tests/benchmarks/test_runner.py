@@ -62,7 +62,7 @@ def test_run_compare_and_plot_on_a_cpu(tmp_path):
     assert bad.returncode == 1, bad.stdout + bad.stderr
     assert "MISSED fwd:zipf" in bad.stdout
 
-    plot = _command("plot", path, "--out", tmp_path / "figures")
+    plot = _command("plot", path, "--format", "png", "--out", tmp_path / "figures")
     assert plot.returncode == 0, plot.stdout + plot.stderr
     figures = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
     expected = ("bars_fwd", "bars_dgrad", "bars_wgrad", "roofline", "skew", "jax", "activation", "host")

@@ -54,9 +54,13 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-wheel: $(VENV)/dev
-	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
-	ls -l dist
+# A CPU wheel, and where there is nvcc a CUDA wheel; each then works in a bare environment without a compiler.
+wheel: $(VENV)/all
+	rm -rf dist
+	GROUPED_CUDA=OFF $(PIP) wheel --quiet --no-deps --wheel-dir dist -C build-dir=build/wheel-cpu .
+	if command -v nvcc >/dev/null || test -x /usr/local/cuda/bin/nvcc; then \
+	  GROUPED_CUDA=ON $(PIP) wheel --quiet --no-deps --wheel-dir dist -C build-dir=build/wheel-cuda .; fi
+	$(BIN)/python tests/wheel_smoke.py dist/*.whl
 
 # The documentation as a site in build/docs; a warning is an error.
 docs: $(VENV)/all $(VENV)/docs

@@ -11,7 +11,7 @@ CXX_SOURCES := $(shell find ffi tests -name '*.h' -o -name '*.cc' -o -name '*.cu
 WORKERS ?= auto
 # Seconds for the first sitting of the GPU benchmarks and for JAX's own.
 BUDGET ?= 300
-NATIVE_BUDGET ?= 90
+NATIVE_BUDGET ?= 110
 OUT_JSON ?= benchmarks/results/gpu.json
 BENCH := PYTHONPATH=.gpu/site:$$PYTHONPATH $(PYTHON) -m benchmarks
 

@@ -78,7 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command in ("run", "prebuild"):
         # Two frameworks share one GPU. A pool of XLA's that grows would keep for good what one call asked for.
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if arguments.command == "run" else "false"
-        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(getattr(arguments, "xla_share", 0.1))
+        os.environ.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # the same under an older name: both are an error
+        os.environ["XLA_CLIENT_MEM_FRACTION"] = str(getattr(arguments, "xla_share", 0.1))
         if arguments.device == "cpu":
             _one_thread()
     if arguments.command == "run":

@@ -17,6 +17,7 @@ PRIMARY = "primary"  # the default run: every regime once
 SKEW = "skew"  # timed under every draw
 ROWS = "rows"  # few rows an expert: bound by reading weights
 TINY = "tiny"  # for a CPU
+CORNERS = "corners"  # the ends of the space that kernels are tuned for
 EXTRA = "extra"  # the rest of the registry
 
 
@@ -72,6 +73,15 @@ SHAPES = (
     *_pair("sonic30b-e256", 256, 524288, 4096, 256),
     # A published point to compare with: 658-670 TFLOP/s on an H200.
     Shape("tileops-e256-up", 256, 262144, 6144, 4096),
+    # No model's: the smallest and the largest of each length.
+    Shape("corner-k256", 16, 65536, 256, 4096, (CORNERS,)),
+    Shape("corner-k16384", 8, 16384, 16384, 4096, (CORNERS,)),
+    Shape("corner-n256", 16, 65536, 4096, 256, (CORNERS,)),
+    Shape("corner-n32768", 4, 8192, 4096, 32768, (CORNERS,)),
+    Shape("corner-g1", 1, 8192, 4096, 4096, (CORNERS,)),
+    Shape("corner-g1024", 1024, 65536, 1024, 1024, (CORNERS,)),
+    Shape("corner-t16", 8, 16, 4096, 4096, (CORNERS,)),
+    Shape("corner-t500000", 64, 500000, 1024, 512, (CORNERS,)),
     # Decode and small micro-batches.
     Shape("qwen3-30b-32rows-up", 128, 4096, 2048, 1536, (ROWS,)),
     Shape("qwen3-30b-64rows-up", 128, 8192, 2048, 1536, (PRIMARY, ROWS)),

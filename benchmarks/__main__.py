@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, help="results file; goes on where it stopped (default: in benchmarks/results)")
     run.add_argument("--fresh", action="store_true", help="start the file anew")
     run.add_argument("--budget", type=float, default=0.0, help="start no case past so many seconds")
-    run.add_argument("--rounds", type=int, default=25, help="samples of each peer at most")
+    run.add_argument("--rounds", type=int, default=40, help="samples of each peer at most")
     run.add_argument(
         "--xla-share", type=float, default=0.3, metavar="SHARE", help="of the GPU's memory that XLA takes at its start"
     )

@@ -117,7 +117,7 @@ class Bench:
             reason = f"{times:.3g} times the error that rounding explains"
             return {**entry, "status": "wrong", "reason": reason}, None, False
         entry["status"] = "ok" if times <= 1 else "loose"
-        return entry, timing.Timed(peer.name, call, peer.clock), False
+        return entry, timing.Timed(peer.name, call, peer.clock, peer.role), False
 
     def _require_device(self) -> None:
         """After a kernel that went astray every later call fails, and would be blamed on whoever made it."""

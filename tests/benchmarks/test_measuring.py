@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import math
-from itertools import cycle
+from collections import Counter
+from itertools import cycle, pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import checking, operations, plan, shapes, stats
-from benchmarks.peers.base import EVENTS, HOST_CLOCK, Call
+from benchmarks import checking, operations, plan, shapes, stats, timing
+from benchmarks.peers.base import BOUND, EVENTS, HOST_CLOCK, OURS, PART, Call
 from benchmarks.problem import Case, Problem
 from benchmarks.shapes import BY_NAME, DRAWS, SHAPES, Shape, draw_sizes
 from benchmarks.timing import Plan, Stopwatch, Timed, host_cost
@@ -203,7 +204,7 @@ def test_stopwatch_takes_turns_and_rotates():
         return Timed(name, Call(lambda i: calls.append((name, i))), EVENTS)
 
     a, b = peer("a"), peer("b")
-    Stopwatch(CPU, Plan(rounds=6, sample=0.0, share=10.0)).measure([a, b])
+    Stopwatch(CPU, Plan(rounds=6, enough=6, sample=0.0, share=10.0)).measure([a, b])
     assert len(a.samples) == len(b.samples) == 6
     assert all(s > 0 for s in a.samples)
     assert [i for name, i in calls if name == "a"] == list(range(len(calls) // 2)), "every call on the next set"
@@ -272,6 +273,29 @@ def test_on_a_gpu_samples_lie_between_events_behind_a_backlog(monkeypatch):
     assert log.count("load") == 1
     assert log[log.index("load") + 1] == "synchronize", "read while the device works"
     assert waited[-1] == own_stream.next_set - 1, "the last result is waited for"
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_turns_are_balanced(count):
+    """Everyone in each place, and behind each other, equally often."""
+    rounds = [timing.balanced_order(count, i) for i in range(count * (1 + count % 2))]
+    assert all(sorted(order) == list(range(count)) for order in rounds)
+    for place in range(count):
+        assert len(set(Counter(order[place] for order in rounds).values())) == 1
+    pairs = Counter(pair for order in rounds for pair in pairwise(order))
+    assert len(pairs) == count * (count - 1)
+    assert len(set(pairs.values())) <= 1
+
+
+def test_bounds_and_parts_do_not_decide_who_contends():
+    """A dense product is faster than any peer, a part is no peer: neither ends the others' samples."""
+    clock = _Clock()
+    ours, bound, part = clock.timed("a", [2e-3, 3e-3]), clock.timed("dense", [1e-3]), clock.timed("copy", [0.5e-3])
+    ours.role, bound.role, part.role = OURS, BOUND, PART
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.perf_counter", lambda: clock.now)
+        Stopwatch(CPU, Plan(rounds=20, share=10.0, enough=7)).measure([ours, bound, part])
+    assert (len(ours.samples), len(bound.samples), len(part.samples)) == (20, 20, 7)
 
 
 class _Clock:

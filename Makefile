@@ -87,13 +87,14 @@ gpu-test:
 	$(PYTHON) tests/gpu/run.py
 
 # On the GPU machine: the table against whatever peers are installed there. See benchmarks/protocol.md.
-# JAX's own operations need most of the memory, so they have a process to themselves and ours.
+# JAX's own operations need most of the memory, so they have a process to themselves and ours. Fails if a result of ours
+# was wrong; whether it was fast enough is what gpu-verdict says.
 gpu-bench:
 	$(PYTHON) tests/gpu/run.py --install-only
 	$(BENCH) prebuild --budget 100
-	$(BENCH) run --budget $(BUDGET) --out $(OUT_JSON)
-	$(BENCH) run --peers native --xla-share 0.75 --budget $(NATIVE_BUDGET) --out $(OUT_JSON)
-	-$(BENCH) compare $(OUT_JSON) --targets kernels,frameworks
+	wrong=0; $(BENCH) run --budget $(BUDGET) --out $(OUT_JSON) || wrong=1; \
+	  $(BENCH) run --peers native --xla-share 0.75 --budget $(NATIVE_BUDGET) --out $(OUT_JSON) || wrong=1; \
+	  $(BENCH) compare $(OUT_JSON) --targets kernels,frameworks; exit $$wrong
 
 # Peers that want other libraries beside them, into the same file.
 gpu-bench-second:

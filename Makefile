@@ -15,8 +15,7 @@ NATIVE_BUDGET ?= 110
 OUT_JSON ?= benchmarks/results/gpu.json
 BENCH := PYTHONPATH=.gpu/site:$$PYTHONPATH $(PYTHON) -m benchmarks
 
-.PHONY: demo test test-jax lint format docs figures wheel bench-cpu bench-smoke gpu-package gpu-test gpu-bench gpu-bench-second \
-  gpu-verdict clean
+.PHONY: demo test test-jax lint format wheel bench-cpu bench-smoke gpu-package gpu-test gpu-bench clean
 .DEFAULT_GOAL := demo
 
 # What is installed is a copy, so it is made anew when any source changes. torch is left out of the environment that
@@ -61,6 +60,8 @@ wheel: $(VENV)/all
 	if command -v nvcc >/dev/null || test -x /usr/local/cuda/bin/nvcc; then \
 	  GROUPED_CUDA=ON $(PIP) wheel --quiet --no-deps --wheel-dir dist -C build-dir=build/wheel-cuda .; fi
 	$(BIN)/python tests/wheel_smoke.py dist/*.whl
+
+.PHONY: docs figures gpu-bench-second gpu-verdict
 
 # The documentation as a site in build/docs; a warning is an error.
 docs: $(VENV)/all $(VENV)/docs

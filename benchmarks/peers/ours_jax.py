@@ -116,9 +116,15 @@ def _linear(x: Any, w: Any, dy: Any, sizes: Any, out: Any, dx: Any, dw: Any) -> 
 def _mlp(x: Any, w: Any, w2: Any, dy: Any, sizes: Any, out: Any, dx: Any, dw: Any, dw2: Any) -> tuple:
     import jax
 
+    import jax_grouped
     from jax_grouped import grouped_activation, grouped_linear
 
+    whole = getattr(jax_grouped, "grouped_mlp", None)
+
     def layers(dx_buffer: Any, dw_buffer: Any, dw2_buffer: Any) -> Any:
+        if whole is not None:
+            targets = {"fc1_wgrad_out": dw_buffer, "fc2_wgrad_out": dw2_buffer}
+            return whole(x, w, w2, sizes, out=out, dgrad_out=dx_buffer, **targets)
         h = grouped_linear(x, w, sizes, dgrad_out=dx_buffer, wgrad_out=dw_buffer)
         return grouped_linear(grouped_activation(h, sizes), w2, sizes, out=out, wgrad_out=dw2_buffer)
 

@@ -97,8 +97,10 @@ class TorchGrouped(Peer):
         return Call(run, buffers=[out, dx, dw])
 
     def mlp(self, p: Problem) -> Call:
+        from torch_grouped import functional
         from torch_grouped.functional import grouped_activation, grouped_linear
 
+        whole = getattr(functional, "grouped_mlp", None)
         h, a, y = p.y(), p.output("a", p.T, p.N // 2), p.output("mlp y", p.T, p.K)
         dh, da, dx = p.output("dh", p.T, p.N), p.output("da", p.T, p.N // 2), p.dx()
         dw1, dw2 = p.dw(), p.output("dw2", p.G, p.K, p.N // 2)
@@ -107,13 +109,17 @@ class TorchGrouped(Peer):
         def run(i: int) -> list[Tensor]:
             x, w, w2, dy = leaves[i % len(leaves)]
             with torch.enable_grad():
-                up = grouped_linear(x, w, p.sizes, out=h, dgrad_out=dx, wgrad_out=dw1)
-                act = grouped_activation(up, p.sizes, out=a, dgrad_out=dh)
-                down = grouped_linear(act, w2, p.sizes, out=y, dgrad_out=da, wgrad_out=dw2)
+                if whole is not None:
+                    targets = {"fc1_wgrad_out": dw1, "fc2_wgrad_out": dw2}
+                    down = whole(x, w, w2, p.sizes, out=y, dgrad_out=dx, **targets)
+                else:
+                    up = grouped_linear(x, w, p.sizes, out=h, dgrad_out=dx, wgrad_out=dw1)
+                    act = grouped_activation(up, p.sizes, out=a, dgrad_out=dh)
+                    down = grouped_linear(act, w2, p.sizes, out=y, dgrad_out=da, wgrad_out=dw2)
             torch.autograd.grad(down, [x, w, w2], dy, allow_unused=True)  # w's and w2's went into their buffers
             return [y, dx, dw1, dw2]
 
-        return Call(run, buffers=[h, a, y, dh, da, dx, dw1, dw2])
+        return Call(run, buffers=[h, a, y, dh, da, dx, dw1, dw2], note="grouped_mlp" if whole else "three calls")
 
     def host_linear(self, p: Problem) -> Call:
         from torch_grouped import GroupedLinear

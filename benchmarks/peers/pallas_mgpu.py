@@ -17,10 +17,12 @@ from benchmarks.operations import DGRAD, FWD, WGRAD
 from benchmarks.peers.base import NATIVE, Call
 from benchmarks.peers.jax_common import JaxPeer, too_many_compilations
 from benchmarks.problem import Case, Problem
+from benchmarks.shapes import SKEW
 
 _MODULE = "jax.experimental.pallas.ops.gpu"
 # Rows and columns of a tile; the depth is 64, in four steps ahead.
 TILES = {"128x128": (128, 128), "64x256": (64, 256)}
+_EVERYWHERE = "128x128"
 _DEPTH, _STEPS = 64, 4
 _MOST_GROUPS = 128  # compile time grows with them
 
@@ -54,6 +56,8 @@ class RaggedDotMgpu(JaxPeer):
         reason = super().declines(case, device)
         if reason is None and shape.G > _MOST_GROUPS:
             return f"unrolls over the groups, of which there are {shape.G}"
+        if reason is None and self.tile != _EVERYWHERE and SKEW not in shape.tags:
+            return f"seconds to compile: timed on shapes tagged {SKEW}; {_EVERYWHERE} on all"
         if reason is None and (width % columns or depth % _DEPTH or (case.op == WGRAD and shape.K % rows)):
             return f"tiles of {self.tile} do not divide {shape.K} x {shape.N}"
         return reason or too_many_compilations(case)

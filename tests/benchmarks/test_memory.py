@@ -113,6 +113,19 @@ def test_merging_keeps_the_first_timing_of_ours_and_replaces_what_failed():
     assert first["a"] == {"role": PEER, "us": {"median": 3.0}, "beside": {"o": 2.0}}
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.96 GiB."), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (ValueError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 48 GiB"), False),
+        (RuntimeError("no such kernel"), False),
+    ],
+)
+def test_only_torchs_memory_is_worth_another_try(error, expected):
+    assert memory.is_exhausted(error) == expected
+
+
 @pytest.mark.parametrize("op", OPERATIONS)
 def test_the_reference_is_as_large_as_it_is_counted(op):
     shape = TINY if applies(op, TINY) else BY_NAME["tiny-8x16"]

@@ -150,6 +150,8 @@ def times_bound(
         raise ValueError(f"{len(results)} results, expected {len(expected)}.")
     multiple = relative = 0.0
     for result, want in zip(results, expected, strict=True):
+        if want.dim() == 2:  # a caller's buffer keeps what it held in the tail
+            result, want = result[: problem.S], want[: problem.S]
         whole, row = error(result, want)
         multiple = max(multiple, row / bound(through or result.dtype, problem.dtype, terms(problem)))
         relative = max(relative, whole)

@@ -55,7 +55,7 @@ def work(op: str, shape: Shape, sizes: Sequence[int], itemsize: int) -> Work:
         parts = [work(LINEAR, shape, sizes, itemsize), work(LINEAR, down, sizes, itemsize)]
         parts += [work(step, shape, sizes, itemsize) for step in ACTIVATIONS]
         return Work(sum(p.flops for p in parts), sum(p.bytes for p in parts))
-    T, K, N = shape.T, shape.K, shape.N
+    T, K, N = sum(sizes), shape.K, shape.N  # a tail is nobody's work
     busy = sum(1 for size in sizes if size > 0)
     product = 2 * T * K * N
     rows, weights = T * (K + N), busy * K * N

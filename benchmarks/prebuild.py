@@ -27,7 +27,7 @@ def _items(arguments: argparse.Namespace, device: torch.device) -> list[tuple[Pe
     found: dict[tuple, tuple[Peer, Case]] = {}
     for case in plan.cases(a.shapes, a.ops, a.draws, a.dtype, device.type, a.seed):
         for peer in peers:
-            if getattr(peer, case.op, None) is not None:
+            if peer.declines(case, device) is None:
                 found.setdefault((peer.name, *peer.build_key(case)), (peer, case))
     return list(found.values())
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from math import prod
@@ -70,6 +71,7 @@ class Problem:
         self.dtype = DTYPES[case.dtype]
         self.T, self.K, self.N, self.G = shape.T, shape.K, shape.N, shape.G
         self.sizes_host = [int(n) for n in draw_sizes(shape, case.draw, case.seed)]
+        self.S = sum(self.sizes_host)  # rows from here on are the tail
         self.sizes = torch.tensor(self.sizes_host, dtype=torch.int32, device=device)
         self.ends = torch.cumsum(self.sizes, 0, dtype=torch.int32)
         self.starts = torch.cat([torch.zeros_like(self.ends[:1]), self.ends])  # [G + 1]
@@ -90,6 +92,14 @@ class Problem:
     def set(self, i: int) -> InputSet:
         """The set of the i-th call."""
         return self.sets[i % len(self.sets)]
+
+    def without_tail(self) -> Problem:
+        """The same problem in the same memory, as long as its groups reach; results are in memory of its own."""
+        short = copy(self)
+        short.T = self.S
+        short.sets = [replace(s, x=s.x[: self.S], dy=s.dy[: self.S], views={}) for s in self.sets]
+        short._outputs = {}
+        return short
 
     def spans(self) -> list[tuple[int, int]]:
         """First row and end of each group."""

@@ -134,7 +134,7 @@ class Runner:
             "draw": case.draw,
             "dtype": case.dtype,
             "seed": case.seed,
-            "rows": {"max": max(problem.sizes_host), "min": min(problem.sizes_host)},
+            "rows": {"max": max(problem.sizes_host), "min": min(problem.sizes_host), "sum": problem.S},
             "empty_groups": problem.sizes_host.count(0),
             "input_sets": len(problem.sets),
             "flops": work.flops,

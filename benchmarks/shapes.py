@@ -95,13 +95,14 @@ SHAPES = (
 )
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
-EVEN, MULTINOMIAL, ZIPF, ONE, EMPTY = "even", "multinomial", "zipf", "one", "empty"
+EVEN, MULTINOMIAL, ZIPF, ONE, EMPTY, TAIL = "even", "multinomial", "zipf", "one", "empty", "tail"
 DRAWS = {
     EVEN: "equal sizes, the first T mod G groups one row more",
     MULTINOMIAL: "every row picks an expert at random",
     ZIPF: "every row picks expert i with weight 1/i^0.8, experts shuffled",
     ONE: "one expert takes all rows",
     EMPTY: "20 % of the experts get nothing, the rest as multinomial",
+    TAIL: "equal sizes over half of the rows, the other half belongs to no group",
 }
 ZIPF_EXPONENT = 0.8
 
@@ -113,12 +114,13 @@ def seed_of(shape: Shape, draw: str, seed: int = 0) -> int:
 
 
 def draw_sizes(shape: Shape, draw: str, seed: int = 0) -> NDArray[np.int32]:
-    """Rows of each group; their sum is T."""
+    """Rows of each group; their sum is T, with a tail T / 2."""
     G, T = shape.G, shape.T
     rng = np.random.default_rng(seed_of(shape, draw, seed))
-    if draw == EVEN:
-        sizes = np.full(G, T // G)
-        sizes[: T % G] += 1
+    if draw in (EVEN, TAIL):
+        used = T if draw == EVEN else T // 2
+        sizes = np.full(G, used // G)
+        sizes[: used % G] += 1
     elif draw == MULTINOMIAL:
         sizes = rng.multinomial(T, np.full(G, 1 / G))
     elif draw == ZIPF:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.problem import Case, Problem
+from benchmarks.shapes import TAIL
 
 OURS, PEER, BOUND, PART = "ours", "peer", "bound", "part"
 # Which peers share a process. What would crowd out the others, or wants other libraries, has a sitting of its own;
@@ -69,6 +70,7 @@ class Peer:
     devices: tuple[str, ...] = ("cuda", "cpu")
     builds = False  # compiles kernels at its first call and keeps them on disk
     sitting = FIRST
+    takes_tail = False  # leaves rows past the last group alone
 
     def missing(self, device: torch.device) -> str | None:
         """Why it cannot run on this machine, or None."""
@@ -84,6 +86,8 @@ class Peer:
 
     def declines(self, case: Case, device: torch.device) -> str | None:
         """Why it does not run a case, as far as can be said without its data; None if it does."""
+        if case.draw == TAIL and not self.takes_tail:
+            return "makes no promise about rows past the last group"
         return None if getattr(self, case.op, None) is not None else f"no {case.op}"
 
     def memory(self, problem: Problem) -> int:

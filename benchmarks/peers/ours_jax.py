@@ -21,6 +21,7 @@ class JaxGrouped(JaxPeer):
     name = family = "jax_grouped"
     role = OURS
     module = "jax_grouped"
+    takes_tail = True
 
     def missing(self, device: torch.device) -> str | None:
         return super().missing(device) or missing_cuda(device)

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.operations import DGRAD, MLP, WGRAD, WGRAD_ACC
-from benchmarks.peers.base import OURS, Call, Peer
-from benchmarks.problem import InputSet, Problem
+from benchmarks.operations import DGRAD, FWD, MLP, WGRAD, WGRAD_ACC
+from benchmarks.peers.base import BOUND, OURS, Call, Peer
+from benchmarks.problem import Case, InputSet, Problem
+from benchmarks.shapes import TAIL
 
 
 class TorchGrouped(Peer):
@@ -20,6 +21,7 @@ class TorchGrouped(Peer):
     name = family = "torch_grouped"
     role = OURS
     module = "torch_grouped"
+    takes_tail = True
 
     def missing(self, device: torch.device) -> str | None:
         return super().missing(device) or missing_cuda(device)
@@ -152,6 +154,45 @@ class TorchGrouped(Peer):
             return grouped_activation(h, p.sizes, dgrad_out=out), h
 
         return Call(_backward(p, layer, out), buffers=[out])
+
+
+class WithoutTail(TorchGrouped):
+    """What a case with a tail would take without it: the rows of the groups alone."""
+
+    name = family = "torch_grouped without the tail"
+    role = BOUND
+
+    def declines(self, case: Case, device: torch.device) -> str | None:
+        return super().declines(case, device) or (None if case.draw == TAIL else "there is no tail")
+
+    def memory(self, problem: Problem) -> int:
+        return super().memory(problem) + problem.nbytes("TN") + problem.nbytes("TK") + problem.nbytes("GNK")
+
+    def prepare(self, problem: Problem) -> Call:
+        call = super().prepare(problem.without_tail())
+        call.checked = False  # the same call as ours, which is checked
+        return call
+
+
+class OwnMemory(WithoutTail):
+    """Forward without a buffer: the result is allocated, and its tail filled with zeros."""
+
+    name = family = "torch_grouped without a buffer"
+
+    def memory(self, problem: Problem) -> int:
+        return 2 * problem.nbytes("TN")
+
+    def declines(self, case: Case, device: torch.device) -> str | None:
+        return super().declines(case, device) or (None if case.op == FWD else "forward alone")
+
+    def prepare(self, problem: Problem) -> Call:
+        from torch_grouped.functional import grouped_linear
+
+        def run(i: int) -> Tensor:
+            s = problem.set(i)
+            return grouped_linear(s.x, s.w, problem.sizes)
+
+        return Call(run)
 
 
 def missing_cuda(device: torch.device) -> str | None:

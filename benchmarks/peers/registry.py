@@ -11,7 +11,7 @@ from benchmarks.peers.cudnn_moe import CudnnMoe
 from benchmarks.peers.deepgemm import DeepGemm, DeepGemmPadding
 from benchmarks.peers.jax_native import RaggedDot, XlaActivation
 from benchmarks.peers.ours_jax import JaxGrouped
-from benchmarks.peers.ours_torch import TorchGrouped
+from benchmarks.peers.ours_torch import OwnMemory, TorchGrouped, WithoutTail
 from benchmarks.peers.pallas_mgpu import TILES, RaggedDotMgpu
 from benchmarks.peers.quack_gemm import CONFIGS, Quack, QuackDefault
 from benchmarks.peers.tokamax_ops import Tokamax
@@ -38,6 +38,8 @@ def all_peers() -> list[Peer]:
         Tokamax(),
         CudnnMoe(),
         Dense(),
+        WithoutTail(),
+        OwnMemory(),
     ]
 
 

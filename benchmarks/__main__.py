@@ -20,7 +20,9 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", type=_words, default=[], help="names, parts of names or tags, with commas; or all")
     parser.add_argument("--ops", type=_words, default=[], help="operations, with commas")
     parser.add_argument("--draws", type=_words, default=[], help="draws of the sizes, with commas")
-    parser.add_argument("--peers", type=_words, default=[], help="parts of names, families or roles, with commas")
+    parser.add_argument(
+        "--peers", type=_words, default=[], help="first, native, second; or parts of names, families, roles"
+    )
     parser.add_argument("--dtype", choices=("bf16", "f16", "f32"), help="default: bf16 on a GPU, f32 on a CPU")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -34,7 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, help="results file; goes on where it stopped (default: in benchmarks/results)")
     run.add_argument("--fresh", action="store_true", help="start the file anew")
     run.add_argument("--budget", type=float, default=0.0, help="start no case past so many seconds")
-    run.add_argument("--rounds", type=int, default=15, help="samples of each peer")
+    run.add_argument("--rounds", type=int, default=40, help="samples of each peer at most")
+    run.add_argument(
+        "--xla-share", type=float, default=0.3, metavar="SHARE", help="of the GPU's memory that XLA takes at its start"
+    )
     run.add_argument("--quick", action="store_true", help="few, short samples: a smoke test, not a measurement")
     run.add_argument("--warm-up", type=float, default=2.0, help="seconds of dense products before the first case")
 
@@ -53,10 +58,17 @@ def _parser() -> argparse.ArgumentParser:
         "--min-geomean", nargs="+", default=[], metavar="OP:DRAW=RATIO", help="* stands for every op or draw"
     )
     compare.add_argument("--min-case", type=float, default=0.0, metavar="RATIO")
+    compare.add_argument(
+        "--targets",
+        type=_words,
+        default=[],
+        help="judge by the project's own: kernels, frameworks, or both with a comma",
+    )
 
     plot = commands.add_parser("plot", help="draw the figures of a results file")
     plot.add_argument("results", type=Path)
-    plot.add_argument("--out", type=Path, default=Path("docs/images"), help="folder for the PNGs")
+    plot.add_argument("--out", type=Path, default=Path("docs/img"), help="folder for the images")
+    plot.add_argument("--format", choices=("svg", "png"), default="svg")
     return parser
 
 
@@ -64,8 +76,10 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; frameworks are imported only by those that need them, once their environment is set."""
     arguments = _parser().parse_args(argv)
     if arguments.command in ("run", "prebuild"):
-        # Two frameworks share one GPU.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        # Two frameworks share one GPU. A pool of XLA's that grows would keep for good what one call asked for.
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if arguments.command == "run" else "false"
+        os.environ.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # the same under an older name: both are an error
+        os.environ["XLA_CLIENT_MEM_FRACTION"] = str(getattr(arguments, "xla_share", 0.1))
         if arguments.device == "cpu":
             _one_thread()
     if arguments.command == "run":

@@ -7,85 +7,14 @@ A ratio is the peer's time over ours: above 1 we are faster.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from benchmarks import targets
+from benchmarks.operations import HOST_COSTS
+from benchmarks.ratios import JAX_OURS, JAX_PEER, Row, means, median_us, rows
 from benchmarks.results import load
 from benchmarks.stats import geometric_mean
-
-JAX_PEER, JAX_OURS = "jax.lax.ragged_dot", "jax_grouped"
-_HOST_OPS = ("host", "host_linear")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One case: our time and that of the best peer, in microseconds."""
-
-    case_id: str
-    op: str
-    draw: str
-    ours: float
-    best: float
-    best_name: str
-    spread: float  # of ours: interquartile range over median
-    tflops: float
-    dense: float | None  # time of the dense product
-    bytes_bound: float
-
-    @property
-    def ratio(self) -> float:
-        """Above 1 we are faster."""
-        return self.best / self.ours
-
-
-def _median(entry: dict[str, Any] | None) -> float | None:
-    return entry["us"]["median"] if entry and "us" in entry else None
-
-
-def _matches(name: str, entry: dict[str, Any], against: list[str]) -> bool:
-    words = (name.lower(), entry["family"].lower())
-    return not against or any(a.lower() in word for a in against for word in words)
-
-
-def rows(data: dict[str, Any], ours: str, against: list[str] | None = None) -> list[Row]:
-    """Every case that ours and at least one peer were timed on."""
-    found = []
-    for case_id, case in data["cases"].items():
-        peers = case["peers"]
-        mine = _median(peers.get(ours))
-        rivals = {
-            name: us
-            for name, entry in peers.items()
-            if entry["role"] == "peer" and (us := _median(entry)) is not None and _matches(name, entry, against or [])
-        }
-        if mine is None or not rivals:
-            continue
-        best = min(rivals, key=rivals.__getitem__)
-        host = case["op"] in _HOST_OPS
-        found.append(
-            Row(
-                case_id=case_id,
-                op=case["op"],
-                draw=case["draw"],
-                ours=mine,
-                best=rivals[best],
-                best_name=best + ("~" if peers[best]["status"] == "loose" else ""),
-                spread=peers[ours]["us"].get("spread", 0.0),
-                tflops=0.0 if host else case["flops"] / mine * 1e-6,
-                dense=_median(peers.get("dense")),
-                bytes_bound=0.0 if host else case["bytes_bound_us"],
-            )
-        )
-    return found
-
-
-def means(table: list[Row]) -> dict[tuple[str, str], tuple[float, int]]:
-    """Geometric mean of the ratios and number of cases, by operation and draw."""
-    groups: dict[tuple[str, str], list[float]] = {}
-    for row in table:
-        groups.setdefault((row.op, row.draw), []).append(row.ratio)
-    return {key: (geometric_mean(ratios), len(ratios)) for key, ratios in groups.items()}
 
 
 def missed(table: list[Row], min_geomean: list[str], min_case: float) -> list[str]:
@@ -165,12 +94,31 @@ def compare(arguments: argparse.Namespace) -> int:
         _print_means(f"{JAX_PEER}'s time over {JAX_OURS}'s, geometric mean", jax)
     if arguments.baseline:
         _print_means(f"{arguments.baseline.name}'s time over this file's", against_baseline(data, arguments))
+    if not arguments.against:
+        _print_bounds(data, arguments.ours)
     problems = missed(table, arguments.min_geomean, arguments.min_case) + unsound(data)
     for line in problems:
         print(f"MISSED {line}")
     if arguments.min_geomean or arguments.min_case:
         print("thresholds missed" if problems else "all thresholds hold")
-    return 1 if problems else 0
+    judged = targets.verdicts(data, arguments.ours, arguments.targets)
+    if judged:
+        print("\ntargets")
+        print("\n".join(f"  {verdict}" for verdict in judged))
+    return 1 if problems or not all(verdict.met for verdict in judged) else 0
+
+
+def _print_bounds(data: dict[str, Any], ours: str) -> None:
+    """How near we are to what the card can do: the nearer of both bounds, by operation and draw."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for case in data["cases"].values():
+        us, dense = (median_us(case["peers"].get(name)) for name in (ours, "dense"))
+        if us and case["op"] not in HOST_COSTS:
+            groups.setdefault((case["op"], case["draw"]), []).append(max(dense or 0.0, case["bytes_bound_us"]) / us)
+    if groups:
+        print("\nshare of the bound (one dense product, or every byte once, whichever takes longer), geometric mean")
+    for (op, draw), shares in sorted(groups.items()):
+        print(f"  {op:12}{draw:12} {geometric_mean(shares):6.1%}   {len(shares):3} cases, lowest {min(shares):.1%}")
 
 
 def against_baseline(data: dict[str, Any], arguments: argparse.Namespace) -> list[Row]:

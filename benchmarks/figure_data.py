@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.figure_style import name_ticks
 
-PEERS = ("QuACK", "torch grouped_mm", "DeepGEMM", "torch.mm loop")
+PEERS = ("QuACK", "torch grouped_mm", "DeepGEMM", "tokamax", "cuDNN moe_grouped_matmul", "torch.mm loop")
 
 
 def fastest(case: dict[str, Any], family: str) -> float | None:

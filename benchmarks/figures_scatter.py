@@ -28,8 +28,8 @@ def _points(data: dict[str, Any], op: str) -> list[tuple[float, float, float | N
     return found
 
 
-def _plain_log(axis: Any) -> None:
-    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+def _plain_log(axis: Any, ticks: tuple[float, ...]) -> None:
+    axis.set_major_locator(LogLocator(base=10, subs=ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -59,8 +59,8 @@ def roofline(data: dict[str, Any]) -> Figure | None:
                 axes.plot(intensity, rival, "_", ms=9, mew=1.8, color=_PEER_INK, zorder=2)
             face = COLORS[OURS] if draw == "even" else "white"
             axes.plot(intensity, ours, "o", ms=5, mfc=face, mec=COLORS[OURS], mew=1.3, zorder=3)
-        _plain_log(axes.xaxis)
-        _plain_log(axes.yaxis)
+        _plain_log(axes.xaxis, (1.0, 3.0))
+        _plain_log(axes.yaxis, (1.0, 2.0, 5.0))
         axes.grid(True, axis="both", which="major")
         axes.set_title(op)
         axes.set_xlabel("useful FLOPs per byte moved once")

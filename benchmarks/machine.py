@@ -18,7 +18,18 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-_PACKAGES = ("torch", "jax", "jaxlib", "triton", "quack-kernels", "sgl-deep-gemm", "nvidia-cublas", "nvidia-cudnn-cu13")
+_PACKAGES = (
+    "torch",
+    "jax",
+    "jaxlib",
+    "triton",
+    "quack-kernels",
+    "sgl-deep-gemm",
+    "tokamax",
+    "nvidia-cudnn-frontend",
+    "nvidia-cublas",
+    "nvidia-cudnn-cu13",
+)
 _CPU_CACHE = 32 << 20
 
 

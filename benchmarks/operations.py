@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.shapes import Shape
 
 FWD, DGRAD, WGRAD, WGRAD_ACC, LINEAR = "fwd", "dgrad", "wgrad", "wgrad_acc", "linear"
-ACT, ACT_GRAD, HOST, HOST_LINEAR = "act", "act_grad", "host", "host_linear"
+ACT, ACT_GRAD, MLP, HOST, HOST_LINEAR = "act", "act_grad", "mlp", "host", "host_linear"
 
 OPERATIONS = {
     FWD: "y = x W^T",
@@ -19,11 +19,13 @@ OPERATIONS = {
     LINEAR: "forward and backward through the framework's autograd: y, dx, dW",
     ACT: "SwiGLU of [T, N] into [T, N/2]",
     ACT_GRAD: "its gradient, [T, N]",
+    MLP: "fc1, SwiGLU, fc2, forward and backward: y, dx, dW1, dW2",
     HOST: "host time of a forward call on a tiny problem",
     HOST_LINEAR: "host time of forward and backward on a tiny problem",
 }
 PRODUCTS = (FWD, DGRAD, WGRAD, WGRAD_ACC, LINEAR)
 ACTIVATIONS = (ACT, ACT_GRAD)
+BEHIND_UP = (*ACTIVATIONS, MLP)  # a gated activation follows up projections alone
 HOST_COSTS = (HOST, HOST_LINEAR)
 
 
@@ -36,16 +38,24 @@ class Work:
 
 
 def applies(op: str, shape: Shape) -> bool:
-    """Whether the operation makes sense on the shape: activations follow up projections alone."""
+    """Whether the operation makes sense on the shape."""
     host_shape = "host" in shape.tags or "host-cpu" in shape.tags
     if op in HOST_COSTS or host_shape:
         return op in HOST_COSTS and host_shape
-    return op not in ACTIVATIONS or shape.is_up
+    return op not in BEHIND_UP or shape.is_up
 
 
 def work(op: str, shape: Shape, sizes: Sequence[int], itemsize: int) -> Work:
-    """Padding is never counted, and the weights of empty groups are not read."""
-    T, K, N = shape.T, shape.K, shape.N
+    """Padding is never counted, and the weights of empty groups are not read.
+
+    The MLP counts what its six products and two activations move one after another: that is how all peers run it.
+    """
+    if op == MLP:
+        down = replace(shape, K=shape.N // 2, N=shape.K)
+        parts = [work(LINEAR, shape, sizes, itemsize), work(LINEAR, down, sizes, itemsize)]
+        parts += [work(step, shape, sizes, itemsize) for step in ACTIVATIONS]
+        return Work(sum(p.flops for p in parts), sum(p.bytes for p in parts))
+    T, K, N = sum(sizes), shape.K, shape.N  # a tail is nobody's work
     busy = sum(1 for size in sizes if size > 0)
     product = 2 * T * K * N
     rows, weights = T * (K + N), busy * K * N

@@ -6,7 +6,7 @@ from __future__ import annotations
 from benchmarks import operations as ops
 from benchmarks import shapes as registry
 from benchmarks.problem import Case
-from benchmarks.shapes import DRAWS, EVEN, PRIMARY, SKEW, TINY, ZIPF, Shape
+from benchmarks.shapes import DRAWS, EVEN, PRIMARY, ROWS, SKEW, TAIL, TINY, ZIPF, Shape
 
 _SEPARATE = ops.FWD, ops.DGRAD, ops.WGRAD
 
@@ -35,16 +35,19 @@ def _default(dtype: str, device: str, seed: int) -> list[Case]:
     main = registry.select([PRIMARY if gpu else TINY])
     skewed = [shape for shape in main if SKEW in shape.tags]
     tiny = registry.select(["host" if gpu else "host-cpu"])
-    other_draws = [draw for draw in DRAWS if draw not in (EVEN, ZIPF)]
+    few_rows = [shape for shape in registry.select([ROWS]) if shape not in main] if gpu else []
+    other_draws = [draw for draw in DRAWS if draw not in (EVEN, ZIPF, TAIL)]
 
     steps: list[tuple[tuple[str, ...], tuple[str, ...] | list[str], list[Shape]]] = [
         (ops.HOST_COSTS, (EVEN,), tiny),
         (_SEPARATE, (EVEN,), main),
         (_SEPARATE, (ZIPF,), main),
         ((ops.WGRAD_ACC,), (EVEN, ZIPF), main),
-        (_SEPARATE, other_draws, skewed),
-        (ops.ACTIVATIONS, (EVEN,), skewed),
-        ((ops.LINEAR,), (EVEN, ZIPF), main if gpu else skewed),
+        (_SEPARATE, (EVEN,), few_rows),
+        ((*ops.ACTIVATIONS, ops.MLP), (EVEN,), skewed),
+        (_SEPARATE, [*other_draws, TAIL], skewed),
+        ((ops.LINEAR,), (EVEN,), main if gpu else skewed),
+        ((ops.LINEAR, ops.MLP), (ZIPF,), skewed),
     ]
     found = []
     for operations, draws, shapes in steps:

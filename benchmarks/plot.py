@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks plot`: the figures of a results file, one PNG each, drawn from nothing but that file."""
+"""`python -m benchmarks plot`: the figures of a results file, one image each, drawn from nothing but that file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 
 from benchmarks import figures, figures_lists, figures_scatter
 from benchmarks.figure_style import apply_style, save
-from benchmarks.operations import OPERATIONS, PRODUCTS
+from benchmarks.operations import MLP, OPERATIONS, PRODUCTS
 from benchmarks.results import load
 
 
@@ -23,7 +23,7 @@ def plot(arguments: argparse.Namespace) -> int:
     data = load(arguments.results)
     apply_style()
     wanted: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
-        *((f"bars_{op}", lambda d, op=op: figures.bars(d, op)) for op in PRODUCTS),
+        *((f"bars_{op}", lambda d, op=op: figures.bars(d, op)) for op in (*PRODUCTS, MLP)),
         ("roofline", figures_scatter.roofline),
         ("skew", figures_scatter.skew),
         ("jax", figures.jax_before_after),
@@ -34,7 +34,7 @@ def plot(arguments: argparse.Namespace) -> int:
     for name, draw in wanted:
         figure = draw(data)
         if figure is not None:
-            drawn.append(save(figure, Path(arguments.out) / f"{name}.png", data))
+            drawn.append(save(figure, Path(arguments.out) / f"{name}.{arguments.format}", data))
     for path in drawn:
         print(path)
     if not drawn:

@@ -22,12 +22,12 @@ from benchmarks.problem import Case, Problem
 
 def _items(arguments: argparse.Namespace, device: torch.device) -> list[tuple[Peer, Case]]:
     """One for each kernel, as far as a peer's own key tells kernels apart."""
-    peers = [p for p in registry.select(arguments.peers) if p.builds and p.missing(device) is None]
+    peers = [p for p in registry.select(arguments.peers, device) if p.builds and p.missing(device) is None]
     a = arguments
     found: dict[tuple, tuple[Peer, Case]] = {}
     for case in plan.cases(a.shapes, a.ops, a.draws, a.dtype, device.type, a.seed):
         for peer in peers:
-            if getattr(peer, case.op, None) is not None:
+            if peer.declines(case, device) is None:
                 found.setdefault((peer.name, *peer.build_key(case)), (peer, case))
     return list(found.values())
 

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.operations import ACT, ACT_GRAD, DGRAD, FWD, HOST, HOST_COSTS, WGRAD, WGRAD_ACC, Work, work
+from benchmarks.operations import ACT, ACT_GRAD, DGRAD, FWD, HOST, HOST_COSTS, MLP, WGRAD, WGRAD_ACC, Work, work
 from benchmarks.shapes import Shape, draw_sizes, seed_of
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
@@ -41,7 +43,8 @@ class InputSet:
 
     x: Tensor = _ABSENT  # [T, K], or h [T, N] of an activation
     w: Tensor = _ABSENT  # [G, N, K]
-    dy: Tensor = _ABSENT  # [T, N], or [T, N/2] of an activation
+    dy: Tensor = _ABSENT  # [T, N], or [T, N/2] of an activation, or [T, K] of an MLP
+    w2: Tensor = _ABSENT  # [G, K, N/2], the second weight of an MLP
     views: dict[str, Any] = field(default_factory=dict)  # the same memory as other frameworks see it
 
     @cached_property
@@ -49,9 +52,14 @@ class InputSet:
         """[G, K, N]: how JAX stores the weight."""
         return self.w.transpose(1, 2).contiguous()
 
+    @cached_property
+    def wk2(self) -> Tensor:
+        """[G, N/2, K]."""
+        return self.w2.transpose(1, 2).contiguous()
+
     def nbytes(self) -> int:
         """Of the tensors that are there."""
-        return sum(t.numel() * t.element_size() for t in (self.x, self.w, self.dy))
+        return sum(t.numel() * t.element_size() for t in (self.x, self.w, self.dy, self.w2))
 
 
 class Problem:
@@ -63,6 +71,7 @@ class Problem:
         self.dtype = DTYPES[case.dtype]
         self.T, self.K, self.N, self.G = shape.T, shape.K, shape.N, shape.G
         self.sizes_host = [int(n) for n in draw_sizes(shape, case.draw, case.seed)]
+        self.S = sum(self.sizes_host)  # rows from here on are the tail
         self.sizes = torch.tensor(self.sizes_host, dtype=torch.int32, device=device)
         self.ends = torch.cumsum(self.sizes, 0, dtype=torch.int32)
         self.starts = torch.cat([torch.zeros_like(self.ends[:1]), self.ends])  # [G + 1]
@@ -72,7 +81,8 @@ class Problem:
         # Several sets only where one could stay in the last-level cache from one call to the next.
         wanted = 1 if case.op in HOST_COSTS else -(-4 * cache_bytes // max(1, self.sets[0].nbytes()))
         self.sets += [self._new_set() for _ in range(min(MAX_SETS, wanted) - 1)]
-        self.initial = self._normal(self.G, self.N, self.K).float() if case.op == WGRAD_ACC else None
+        # Kept in the inputs' dtype, of half the size; what is added to it is fp32.
+        self.initial = self._normal(self.G, self.N, self.K) if case.op == WGRAD_ACC else None
 
     @property
     def work(self) -> Work:
@@ -82,6 +92,14 @@ class Problem:
     def set(self, i: int) -> InputSet:
         """The set of the i-th call."""
         return self.sets[i % len(self.sets)]
+
+    def without_tail(self) -> Problem:
+        """The same problem in the same memory, as long as its groups reach; results are in memory of its own."""
+        short = copy(self)
+        short.T = self.S
+        short.sets = [replace(s, x=s.x[: self.S], dy=s.dy[: self.S], views={}) for s in self.sets]
+        short._outputs = {}
+        return short
 
     def spans(self) -> list[tuple[int, int]]:
         """First row and end of each group."""
@@ -93,6 +111,11 @@ class Problem:
         if key not in self._outputs:
             self._outputs[key] = torch.empty(shape, dtype=key[2], device=self.device)
         return self._outputs[key]
+
+    def nbytes(self, dims: str) -> int:
+        """Of an array in the case's dtype, by the letters of its dimensions; F is half of N."""
+        lengths = {"T": self.T, "K": self.K, "N": self.N, "G": self.G, "F": self.N // 2}
+        return prod(lengths[letter] for letter in dims) * self.dtype.itemsize
 
     def y(self) -> Tensor:
         """[T, N]."""
@@ -111,6 +134,13 @@ class Problem:
 
     def _new_set(self) -> InputSet:
         op, T, K, N, G = self.case.op, self.T, self.K, self.N, self.G
+        if op == MLP:  # scaled, so that no 16-bit value overflows between the layers
+            return InputSet(
+                x=self._normal(T, K),
+                w=self._normal(G, N, K).mul_(K**-0.5),
+                w2=self._normal(G, K, N // 2).mul_((N // 2) ** -0.5),
+                dy=self._normal(T, K),
+            )
         if op == ACT:
             return InputSet(x=self._normal(T, N))
         if op == ACT_GRAD:

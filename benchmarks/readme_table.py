@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
+
+from benchmarks.ratios import means, rows
 
 SHAPES = ("dsv3-ep32-up", "dsv3-ep32-down", "qwen3-235b-up", "qwen3-30b-up", "olmoe-down", "mixtral-up")
 OPERATIONS = ("fwd", "dgrad", "wgrad")
@@ -24,15 +25,9 @@ def _best_peer(case: dict[str, Any]) -> float:
     return max(rivals)
 
 
-def _mean(ratios: list[float]) -> float:
-    return math.exp(sum(map(math.log, ratios)) / len(ratios))
-
-
 def table(results: dict[str, Any]) -> str:
-    """Markdown: a row a shape, then the geometric means over all cases of the file."""
-    cases = results["cases"]
-    cases = list(cases.values()) if isinstance(cases, dict) else cases
-    even = {(c["shape"]["name"], c["op"]): c for c in cases if c["draw"] == "even"}
+    """Markdown: a row a shape, then the geometric means over all shapes of the default table."""
+    even = {(c["shape"]["name"], c["op"]): c for c in results["cases"].values() if c["draw"] == "even"}
     lines = [
         "| bf16, even sizes, TF/s | G, T, K, N | fwd: ours / best peer | dgrad | wgrad "
         "| JAX fwd: ours / `lax.ragged_dot` |",
@@ -45,13 +40,11 @@ def table(results: dict[str, Any]) -> str:
         in_jax = f"{ours:.0f} / " + ("out of memory or not run" if native is None else f"{native:.0f}")
         size = ", ".join(str(shape[letter]) for letter in "GTKN")
         lines.append(f"| {name} | {size} | " + " | ".join([*pairs, in_jax]) + " |")
+    by_group = means([row for row in rows(results, OURS) if row.is_primary])
     for draw in ("even", "zipf"):
-        means = []
-        for op in OPERATIONS:
-            chosen = [(_speed(c, OURS), c) for c in cases if c["op"] == op and c["draw"] == draw]
-            ratios = [speed / _best_peer(c) for speed, c in chosen if speed is not None]
-            means.append(f"{_mean(ratios):.2f} ({len(ratios)} shapes)")
-        lines.append(f"| ours / best peer, geometric mean, {draw} | | " + " | ".join(means) + " | |")
+        found = [by_group.get((op, draw)) for op in OPERATIONS]
+        texts = ["not run" if f is None else f"{f[0]:.2f} ({f[1]} shapes)" for f in found]
+        lines.append(f"| ours / best peer, geometric mean, {draw} | | " + " | ".join(texts) + " | |")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parent / "results"
 # Results may share a file only where these agree.
-_IDENTITY = ("commit", "source_hash", "binary_hash", "device", "name", "versions")
+_IDENTITY = ("commit", "source_hash", "binary_hash", "device", "name")
 
 
 class Results:
@@ -34,22 +34,21 @@ class Results:
         if path.exists() and not fresh:
             old = load(path)
             different = [key for key in _IDENTITY if old.get(key) != head.get(key)]
+            # A later sitting may have other peers installed; what both have must be the same.
+            before, now = old.get("versions", {}), head.get("versions", {})
+            different += [f"version of {name}" for name in before.keys() & now.keys() if before[name] != now[name]]
             if different:
                 raise ValueError(
                     f"{path} was measured with another {', '.join(different)}. Name another file, or start it anew "
                     f"with --fresh."
                 )
-            results.data = old
+            results.data = {**old, "versions": {**before, **now}}
         return results
 
     @property
     def cases(self) -> dict[str, dict[str, Any]]:
         """By id."""
         return self.data["cases"]
-
-    def has(self, case_id: str, peers: list[str]) -> bool:
-        """Whether the case was measured with all of these peers."""
-        return case_id in self.cases and set(peers) <= set(self.cases[case_id]["peers"])
 
     def add(self, case_id: str, record: dict[str, Any]) -> None:
         """Puts a case in and saves the file."""

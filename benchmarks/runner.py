@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks run`: checks and times every peer on every case, and writes the results file."""
+"""`python -m benchmarks run`: goes through the cases, has every peer measured, and writes the results file."""
 
 from __future__ import annotations
 
 import argparse
-import gc
 import time
 from typing import Any
 
 import torch
 
-from benchmarks import checking, machine, plan, stats, timing
-from benchmarks.operations import HOST_COSTS, Work
+from benchmarks import machine, plan, timing
+from benchmarks.measure import Bench, DeviceLost, merge, short
+from benchmarks.operations import HOST_COSTS
 from benchmarks.peers import registry
-from benchmarks.peers.base import OURS, PART, Peer, Skip
+from benchmarks.peers.base import BOUND, OURS, PART, PEER, Peer
 from benchmarks.problem import Case, Problem
 from benchmarks.results import Results, default_path
 
-_QUICK = timing.Plan(rounds=5, least=3, sample=2e-4, jax_sample=5e-4, share=0.02)
-
-
-class DeviceLost(Exception):
-    """A CUDA error that this process does not recover from."""
+_QUICK = timing.Plan(rounds=5, enough=5, least=3, sample=2e-4, jax_sample=5e-4, share=0.02)
 
 
 class Runner:
@@ -32,7 +28,14 @@ class Runner:
         self.device = torch.device(arguments.device)
         self.begin = time.perf_counter()
         self.sensors = machine.Sensors(self.device)
-        self.plan = _QUICK if arguments.quick else timing.Plan(rounds=arguments.rounds)
+        self.under_load: dict[str, float] = {}
+        rounds = arguments.rounds
+        self.bench = Bench(
+            self.device,
+            _QUICK if arguments.quick else timing.Plan(rounds=rounds, enough=min(rounds, timing.Plan.enough)),
+            (5, 5) if arguments.quick else (50, 15),
+            lambda: self.under_load.update(self.sensors.read()),
+        )
         self.wrong: list[str] = []
         self.peers: list[Peer] = []
 
@@ -46,13 +49,11 @@ class Runner:
         print(f"{head['name']}, commit {head['commit'][:9]}, sources {head['source_hash']} -> {path}", flush=True)
         self._find_peers(results)
         todo = self._cases()
-        if "copy_bytes_per_second" not in results.data:
-            timing.warm_up(self.device, self.arguments.warm_up)
-            results.data["copy_bytes_per_second"] = timing.copy_bandwidth(self.device)
-        print(f"copy bandwidth {results.data['copy_bytes_per_second'] / 1e9:.0f} GB/s", flush=True)
-        longest, names = 0.0, [peer.name for peer in self.peers]
+        self._measure_roofs(results)
+        longest = 0.0
         for number, case in enumerate(todo, 1):
-            if results.has(case.id, names):
+            peers = self._still_to_measure(case, results)
+            if not peers:
                 continue
             spent = time.perf_counter() - self.begin
             if self.arguments.budget and spent + longest > self.arguments.budget:
@@ -61,14 +62,14 @@ class Runner:
                 break
             begin = time.perf_counter()
             try:
-                record = self._case(case, results.data["copy_bytes_per_second"])
+                record = self._case(case, peers, results)
             except DeviceLost:
                 self.wrong.append(f"{case.id}: the device no longer answers; run again to go on")
                 break
             except Exception as error:  # the case is left out, and the exit code says so
-                print(f"  {case.id}: {_short(error)}", flush=True)
-                self.wrong.append(f"{case.id}: {_short(error)}")
-                self._free()
+                self.wrong.append(f"{case.id}: {short(error)}")
+                print(f"  {self.wrong[-1]}", flush=True)
+                self.bench.release()
                 continue
             results.add(case.id, record)
             # One case that compiles must not end a run early, so what lasts is remembered but fades.
@@ -87,7 +88,7 @@ class Runner:
 
     def _find_peers(self, results: Results) -> None:
         missing = results.data.setdefault("missing_peers", {})
-        for peer in registry.select(self.arguments.peers):
+        for peer in registry.select(self.arguments.peers, self.device):
             reason = peer.missing(self.device)
             if reason is None:
                 self.peers.append(peer)
@@ -96,104 +97,68 @@ class Runner:
                 missing[peer.name] = reason
                 print(f"  without {peer.name}: {reason}", flush=True)
 
-    def _case(self, case: Case, bandwidth: float) -> dict[str, Any]:
+    def _measure_roofs(self, results: Results) -> None:
+        """What this card moves and multiplies at most, measured and not read from a data sheet."""
+        if "dense_flops_per_second" not in results.data:
+            timing.warm_up(self.device, self.arguments.warm_up)
+            results.data["copy_bytes_per_second"] = timing.copy_bandwidth(self.device)
+            results.data["dense_flops_per_second"] = timing.dense_rate(self.device)
+            self.bench.release()
+        roofs = results.data["copy_bytes_per_second"] * 1e-9, results.data["dense_flops_per_second"] * 1e-12
+        print("copy {:.0f} GB/s, dense {:.4g} TF/s".format(*roofs), flush=True)
+
+    def _still_to_measure(self, case: Case, results: Results) -> list[Peer]:
+        """The peers that the file lacks, and ours beside them; none where all that is lacking would decline."""
+        there = results.cases.get(case.id, {}).get("peers", {})
+        lacking = [p for p in self.peers if p.name not in there]
+        if any(p.role == OURS for p in lacking):
+            lacking = self.peers  # anew: without ours nothing there has a ratio
+        if not any(p.declines(case, self.device) is None and p.role in (OURS, PEER, BOUND) for p in lacking):
+            return []
+        # The native peers and those of a second sitting bring ours along only where they run at all.
+        others = [p for p in self.peers if p.role != OURS]
+        if others and not there and all(p.declines(case, self.device) is not None for p in others):
+            return []
+        return [p for p in self.peers if p.role == OURS or p in lacking]
+
+    def _case(self, case: Case, peers: list[Peer], results: Results) -> dict[str, Any]:
         begin = time.perf_counter()
         problem = Problem(case, self.device, machine.cache_bytes(self.device))
-        expected = checking.reference(problem)
-        peers: dict[str, dict[str, Any]] = {}
-        timed = []
-        for peer in self.peers:
-            entry, ready = self._prepare(peer, problem, expected)
-            peers[peer.name] = entry
-            if ready is not None:
-                timed.append(ready)
-        del expected
-        power: dict[str, float] = {}
-        self._time(case, timed, power)
+        self.under_load = {}
+        entries = self.bench.side_by_side(problem, peers)
+        self._complain(case, entries)
         work = problem.work
-        for t in timed:
-            peers[t.name].update(_numbers(t, case.op, work))
         record = {
             "shape": {"name": case.shape.name, "G": problem.G, "T": problem.T, "K": problem.K, "N": problem.N},
             "op": case.op,
             "draw": case.draw,
             "dtype": case.dtype,
             "seed": case.seed,
-            "rows": {"max": max(problem.sizes_host), "min": min(problem.sizes_host)},
+            "rows": {"max": max(problem.sizes_host), "min": min(problem.sizes_host), "sum": problem.S},
             "empty_groups": problem.sizes_host.count(0),
             "input_sets": len(problem.sets),
             "flops": work.flops,
             "bytes": work.bytes,
-            "bytes_bound_us": 1e6 * work.bytes / bandwidth,
-            "under_load": power,
-            "peers": peers,
+            "bytes_bound_us": 1e6 * work.bytes / results.data["copy_bytes_per_second"],
+            "under_load": self.under_load,
+            "peers": entries,
         }
-        del problem, timed
-        self._free()
+        del problem
+        self.bench.release()
+        old = results.cases.get(case.id)
+        if old is not None and all(p.name in old["peers"] for p in peers if p.role == OURS):
+            merge(old["peers"], entries)
+            record = {**record, "peers": old["peers"], "under_load": old["under_load"]}
         record["seconds"] = round(time.perf_counter() - begin, 3)
         return record
 
-    def _time(self, case: Case, timed: list[timing.Timed], power: dict[str, float]) -> None:
-        if case.op in HOST_COSTS:
-            calls, repeats = (5, 5) if self.arguments.quick else (50, 15)
-            timing.host_cost(timed, self.device, calls, repeats)
-            return
-        timing.warm_up(self.device, 0.1)
-        watch = timing.Stopwatch(self.device, self.plan, case.seed)
-        watch.measure(timed, lambda: power.update(self.sensors.read()))
-
-    def _prepare(self, peer: Peer, problem: Problem, expected: list) -> tuple[dict[str, Any], timing.Timed | None]:
-        """The peer's record as far as it goes, and what to time if its result is right."""
-        entry: dict[str, Any] = {"role": peer.role, "family": peer.family, "clock": peer.clock}
-        begin = time.perf_counter()
-        try:
-            call = peer.prepare(problem)
-            call.reset()
-            result = call.run(0)
-            if call.wait is not None:
-                call.wait(result)
-            outputs = call.outputs(result) if call.checked else []
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            times = relative = 0.0
-            if call.checked:
-                times, relative = checking.times_bound(problem, outputs, expected, call.through)
-                del outputs
-        except Skip as reason:
-            return {**entry, "status": "skipped", "reason": str(reason)}, None
-        except Exception as error:  # a peer that breaks must not end the run
-            return self._failed(peer, problem, {**entry, "status": "failed", "reason": _short(error)}), None
-        entry["first_call_seconds"] = round(time.perf_counter() - begin, 3)
-        entry["note"] = call.note
-        if call.checked:
-            entry.update(error=relative, error_over_bound=times)
-        strict = peer.role == OURS
-        if not times <= (1.0 if strict else checking.LOOSE):
-            reason = f"{times:.3g} times the error that rounding explains"
-            return self._failed(peer, problem, {**entry, "status": "wrong", "reason": reason}), None
-        entry["status"] = "ok" if times <= 1 else "loose"
-        return entry, timing.Timed(peer.name, call, peer.clock)
-
-    def _require_device(self) -> None:
-        """After a kernel that went astray every later call fails, and would be blamed on whoever made it."""
-        if self.device.type == "cuda":
-            try:
-                torch.cuda.synchronize()
-            except Exception as error:
-                raise DeviceLost from error
-
-    def _failed(self, peer: Peer, problem: Problem, entry: dict[str, Any]) -> dict[str, Any]:
-        self._require_device()
-        line = f"{problem.case.id} {peer.name} {entry['status']}: {entry['reason']}"
-        print(f"  {line}", flush=True)
-        if peer.role == OURS:
-            self.wrong.append(line)
-        return entry
-
-    def _free(self) -> None:
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _complain(self, case: Case, entries: dict[str, dict[str, Any]]) -> None:
+        for name, entry in entries.items():
+            if entry["status"] in ("failed", "wrong"):
+                line = f"{case.id} {name} {entry['status']}: {entry['reason']}"
+                print(f"  {line}", flush=True)
+                if entry["role"] == OURS:
+                    self.wrong.append(line)
 
     def _progress(self, number: int, total: int, case: Case, record: dict[str, Any]) -> None:
         parts = []
@@ -204,21 +169,3 @@ class Runner:
         spent = time.perf_counter() - self.begin
         unit = "host time" if case.op in HOST_COSTS else "TF/s" if record["flops"] else "time"
         print(f"[{number}/{total} {spent:.0f} s] {case.id} ({unit}): {', '.join(parts)}", flush=True)
-
-
-def _numbers(t: timing.Timed, op: str, work: Work) -> dict[str, Any]:
-    us = stats.summary(1e6 * s for s in t.samples)
-    flops, nbytes = (0, 0) if op in HOST_COSTS else (work.flops, work.bytes)
-    return {
-        "us": {key: round(value, 4) for key, value in us.items()},
-        "samples_us": [round(1e6 * s, 3) for s in t.samples],
-        "inner": t.inner,
-        "launch_us": round(1e6 * t.host_seconds, 2),
-        "tflops": round(flops / us["median"] * 1e-6, 5),
-        "gbps": round(nbytes / us["median"] * 1e-3, 3),
-    }
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"

@@ -17,6 +17,7 @@ PRIMARY = "primary"  # the default run: every regime once
 SKEW = "skew"  # timed under every draw
 ROWS = "rows"  # few rows an expert: bound by reading weights
 TINY = "tiny"  # for a CPU
+CORNERS = "corners"  # the ends of the space that kernels are tuned for
 EXTRA = "extra"  # the rest of the registry
 
 
@@ -72,6 +73,15 @@ SHAPES = (
     *_pair("sonic30b-e256", 256, 524288, 4096, 256),
     # A published point to compare with: 658-670 TFLOP/s on an H200.
     Shape("tileops-e256-up", 256, 262144, 6144, 4096),
+    # No model's: the smallest and the largest of each length.
+    Shape("corner-k256", 16, 65536, 256, 4096, (CORNERS,)),
+    Shape("corner-k16384", 8, 16384, 16384, 4096, (CORNERS,)),
+    Shape("corner-n256", 16, 65536, 4096, 256, (CORNERS,)),
+    Shape("corner-n32768", 4, 8192, 4096, 32768, (CORNERS,)),
+    Shape("corner-g1", 1, 8192, 4096, 4096, (CORNERS,)),
+    Shape("corner-g1024", 1024, 65536, 1024, 1024, (CORNERS,)),
+    Shape("corner-t16", 8, 16, 4096, 4096, (CORNERS,)),
+    Shape("corner-t500000", 64, 500000, 1024, 512, (CORNERS,)),
     # Decode and small micro-batches.
     Shape("qwen3-30b-32rows-up", 128, 4096, 2048, 1536, (ROWS,)),
     Shape("qwen3-30b-64rows-up", 128, 8192, 2048, 1536, (PRIMARY, ROWS)),
@@ -85,13 +95,14 @@ SHAPES = (
 )
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
-EVEN, MULTINOMIAL, ZIPF, ONE, EMPTY = "even", "multinomial", "zipf", "one", "empty"
+EVEN, MULTINOMIAL, ZIPF, ONE, EMPTY, TAIL = "even", "multinomial", "zipf", "one", "empty", "tail"
 DRAWS = {
     EVEN: "equal sizes, the first T mod G groups one row more",
     MULTINOMIAL: "every row picks an expert at random",
     ZIPF: "every row picks expert i with weight 1/i^0.8, experts shuffled",
     ONE: "one expert takes all rows",
     EMPTY: "20 % of the experts get nothing, the rest as multinomial",
+    TAIL: "equal sizes over half of the rows, the other half belongs to no group",
 }
 ZIPF_EXPONENT = 0.8
 
@@ -103,12 +114,13 @@ def seed_of(shape: Shape, draw: str, seed: int = 0) -> int:
 
 
 def draw_sizes(shape: Shape, draw: str, seed: int = 0) -> NDArray[np.int32]:
-    """Rows of each group; their sum is T."""
+    """Rows of each group; their sum is T, with a tail T / 2."""
     G, T = shape.G, shape.T
     rng = np.random.default_rng(seed_of(shape, draw, seed))
-    if draw == EVEN:
-        sizes = np.full(G, T // G)
-        sizes[: T % G] += 1
+    if draw in (EVEN, TAIL):
+        used = T if draw == EVEN else T // 2
+        sizes = np.full(G, used // G)
+        sizes[: used % G] += 1
     elif draw == MULTINOMIAL:
         sizes = rng.multinomial(T, np.full(G, 1 / G))
     elif draw == ZIPF:

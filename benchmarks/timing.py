@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times prepared calls side by side: in rounds, every peer once a round, in an order that changes.
+"""Times prepared calls side by side: in rounds, every peer once a round, in a balanced order.
+
+A GPU at its power limit changes its clock within milliseconds, so what ran before a call and where in a round it stands
+decide some percent. Over the rounds every peer stands in every place and behind every other.
 
 A sample is the mean of `inner` calls one after another, each on the next set of inputs. On a GPU it lies between two
 CUDA events; JAX has streams of its own, so there a host clock runs from an idle device until the last result.
@@ -11,31 +14,39 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 
-from benchmarks.peers.base import EVENTS, Call
+from benchmarks.peers.base import BOUND, EVENTS, OURS, PEER, Call
+from benchmarks.stats import summary
 
 
 @dataclass(frozen=True)
 class Plan:
     """How long to measure, in seconds."""
 
-    rounds: int = 15
+    rounds: int = 40
+    waiting_rounds: int = 12  # of a peer whose samples contain a wait: it starts from an idle device each time
     least: int = 3  # samples of a peer that is slow
+    enough: int = 7  # samples before it may end for want of spread
+    settled: float = 0.005  # spread over the root of the samples at which more of them would change nothing
+    contends: float = 1.3  # times the fastest: who is slower cannot be the best peer, and gives `enough` samples
+    burn: float = 4e-3  # of work that is not timed before each round, because the device was idle
     sample: float = 2e-3  # shortest sample, so that launches and clocks weigh little
-    jax_sample: float = 10e-3  # the same where a sample contains a wait for the device
-    share: float = 0.2  # of one peer in one case
+    jax_sample: float = 6e-3  # the same where a sample contains a wait for the device
+    share: float = 0.3  # of one peer in one case
     most_inner: int = 64
 
 
-@dataclass
+@dataclass(eq=False)
 class Timed:
     """A call being timed."""
 
     name: str
     call: Call
     clock: str
+    role: str = PEER
     inner: int = 1
     rounds: int = 0
     seconds: float = 0.0  # of one call, estimated
@@ -66,16 +77,38 @@ class Stopwatch:
         """Fills in the samples. `under_load` is called once while the device works."""
         for t in timed:
             self._estimate(t)
-        most = max((t.rounds for t in timed), default=0)
-        for index in range(most):
-            taking_part = [t for t in timed if index < t.rounds]
-            self._order.shuffle(taking_part)
-            self._round(taking_part, under_load if index == most // 2 else None)
+        shuffled = self._order.sample(timed, len(timed))
+        for index in range(max((t.rounds for t in timed), default=0)):
+            taking_part = [t for t in shuffled if index < t.rounds]
+            if index >= self.plan.enough:
+                taking_part = self._contenders(taking_part, timed)
+                # All or none: whoever goes on alone meets other clocks.
+                if all(self._is_settled(t) for t in taking_part):
+                    break
+            turns = [taking_part[i] for i in balanced_order(len(taking_part), index)]
+            self._round(turns, under_load if index == self.plan.enough // 2 else None)
+
+    def _contenders(self, taking_part: list[Timed], timed: list[Timed]) -> list[Timed]:
+        """Ours, whoever may be the best peer, and the bounds."""
+        fastest = min((median(t.samples) for t in timed if t.role in (OURS, PEER)), default=0.0)
+        return [
+            t
+            for t in taking_part
+            if t.role in (OURS, BOUND) or (t.role == PEER and median(t.samples) <= self.plan.contends * fastest)
+        ]
+
+    def _is_settled(self, t: Timed) -> bool:
+        found = summary(t.samples)
+        return found["spread"] <= self.plan.settled * len(t.samples) ** 0.5
 
     def _round(self, timed: list[Timed], under_load: Callable[[], None] | None) -> None:
         pending = []
+        on_stream = [t for t in timed if self.cuda and t.clock == EVENTS]
+        if on_stream:
+            last = on_stream[-1]
+            last.launch(max(1, min(self.plan.most_inner, round(self.plan.burn / last.seconds))))
         for t in timed:
-            if self.cuda and t.clock == EVENTS:
+            if t in on_stream:
                 pending.append((t, *self._queue(t)))
         if under_load is not None:
             under_load()
@@ -83,7 +116,7 @@ class Stopwatch:
         for t, begin, end in pending:
             t.samples.append(begin.elapsed_time(end) * 1e-3 / t.inner)
         for t in timed:
-            if not (self.cuda and t.clock == EVENTS):
+            if t not in on_stream:
                 t.samples.append(self._host_sample(t, t.inner))
 
     def _queue(self, t: Timed):
@@ -121,11 +154,22 @@ class Stopwatch:
         target = self.plan.sample if t.call.wait is None else self.plan.jax_sample
         t.inner = max(1, min(self.plan.most_inner, round(target / seconds)))
         affordable = int(self.plan.share / (seconds * t.inner))
-        t.rounds = max(self.plan.least, min(self.plan.rounds, affordable))
+        most = self.plan.rounds if t.call.wait is None else min(self.plan.rounds, self.plan.waiting_rounds)
+        t.rounds = max(self.plan.least, min(most, affordable))
 
     def _synchronize(self) -> None:
         if self.cuda:
             torch.cuda.synchronize()
+
+
+def balanced_order(count: int, index: int) -> list[int]:
+    """The order of `count` turns in a round: a Williams square's row.
+
+    Over `count` rounds (twice as many if odd) everyone stands equally often in each place and behind each other.
+    """
+    zigzag = [(-1) ** i * ((i + 1) // 2) for i in range(count)]
+    row = [(place + index) % count for place in zigzag]
+    return row[::-1] if count % 2 and (index // count) % 2 else row
 
 
 def host_cost(timed: list[Timed], device: torch.device, calls: int, repeats: int) -> None:
@@ -164,7 +208,20 @@ def copy_bandwidth(device: torch.device, repeats: int = 11) -> float:
     cuda = device.type == "cuda"
     source = torch.randn((1 << 29) if cuda else (1 << 23), device=device)
     target = torch.empty_like(source)
-    call = Call(lambda i: target.copy_(source))
-    timed = Timed("copy", call, EVENTS)
-    Stopwatch(device, Plan(rounds=repeats, share=1.0)).measure([timed])
-    return 2 * source.numel() * source.element_size() / sorted(timed.samples)[len(timed.samples) // 2]
+    seconds = _median_seconds(device, lambda i: target.copy_(source), repeats)
+    return 2 * source.numel() * source.element_size() / seconds
+
+
+def dense_rate(device: torch.device, repeats: int = 11) -> float:
+    """FLOPs per second of one large dense product, bf16 on a GPU, through whatever torch.mm calls."""
+    cuda = device.type == "cuda"
+    size, dtype = (8192, torch.bfloat16) if cuda else (512, torch.float32)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3 / _median_seconds(device, lambda i: torch.mm(a, b, out=out), repeats)
+
+
+def _median_seconds(device: torch.device, run: Callable[[int], object], repeats: int) -> float:
+    timed = Timed("roof", Call(run), EVENTS)
+    Stopwatch(device, Plan(rounds=repeats, enough=repeats, share=1.0)).measure([timed])
+    return median(timed.samples)

@@ -12,8 +12,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.problem import Case, Problem
+from benchmarks.shapes import TAIL
 
 OURS, PEER, BOUND, PART = "ours", "peer", "bound", "part"
+# Which peers share a process. What would crowd out the others, or wants other libraries, has a sitting of its own;
+# ours take part in each.
+FIRST, NATIVE, SECOND = "first", "native", "second"
+SITTINGS = (FIRST, NATIVE, SECOND)
 EVENTS, HOST_CLOCK = "cuda events", "host clock"
 
 
@@ -64,6 +69,8 @@ class Peer:
     module = ""  # without which it cannot run
     devices: tuple[str, ...] = ("cuda", "cpu")
     builds = False  # compiles kernels at its first call and keeps them on disk
+    sitting = FIRST
+    takes_tail = False  # leaves rows past the last group alone
 
     def missing(self, device: torch.device) -> str | None:
         """Why it cannot run on this machine, or None."""
@@ -77,13 +84,23 @@ class Peer:
         """What tells apart the kernels that it compiles."""
         return (case.id,)
 
+    def declines(self, case: Case, device: torch.device) -> str | None:
+        """Why it does not run a case, as far as can be said without its data; None if it does."""
+        if case.draw == TAIL and not self.takes_tail:
+            return "makes no promise about rows past the last group"
+        return None if getattr(self, case.op, None) is not None else f"no {case.op}"
+
+    def memory(self, problem: Problem) -> int:
+        """Bytes that it takes from torch beside the inputs and the results that all peers share; about."""
+        return 0
+
     def prepare(self, problem: Problem) -> Call:
         """The call for this case.
 
         Raises:
           Skip: where the library has no such operation, or does not take these sizes.
         """
-        method = getattr(self, problem.case.op, None)
-        if method is None:
-            raise Skip(f"no {problem.case.op}")
-        return method(problem)
+        reason = self.declines(problem.case, problem.device)
+        if reason is not None:
+            raise Skip(reason)
+        return getattr(self, problem.case.op)(problem)

@@ -40,5 +40,20 @@ class Dense(Peer):
 
         return self._call(p, three)
 
-    def _call(self, p: Problem, product) -> Call:
-        return Call(lambda i: product(p.set(i)), checked=False)
+    def mlp(self, p: Problem) -> Call:
+        h, a = p.y(), p.output("a", p.T, p.N // 2)
+        y, dx = p.output("mlp y", p.T, p.K), p.dx()
+        dw1, dw2 = p.output("dense dw", p.N, p.K), p.output("dense dw2", p.K, p.N // 2)
+
+        def six(s: InputSet) -> None:
+            torch.mm(s.x, s.w[0].t(), out=h)
+            torch.mm(a, s.w2[0].t(), out=y)
+            torch.mm(s.dy, s.w2[0], out=a)
+            torch.mm(s.dy.t(), a, out=dw2)
+            torch.mm(h, s.w[0], out=dx)
+            torch.mm(h.t(), s.x, out=dw1)
+
+        return self._call(p, six, "the products alone")
+
+    def _call(self, p: Problem, product, note: str = "") -> Call:
+        return Call(lambda i: product(p.set(i)), checked=False, note=note)

@@ -13,7 +13,8 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from benchmarks.peers.base import PART, Call, Peer, Skip
+from benchmarks.operations import DGRAD, WGRAD
+from benchmarks.peers.base import PART, Call, Peer
 from benchmarks.problem import Case, Problem
 
 _ALIGNMENT = 128
@@ -41,6 +42,11 @@ class _Padding:
         return rows.index_select(0, self.target)
 
 
+def _padded_bytes(p: Problem, columns: str) -> int:
+    rows = p.T + p.G * _ALIGNMENT  # at most
+    return rows * sum(p.nbytes(c) for c in columns)
+
+
 class DeepGemm(Peer):
     """The contiguous m-grouped and k-grouped bf16 kernels."""
 
@@ -53,10 +59,15 @@ class DeepGemm(Peer):
         # A kernel for each K and N, in tiles that depend on the rows; both weight gradients share one.
         return case.op.partition("_")[0], case.shape
 
-    def prepare(self, problem: Problem) -> Call:
-        if problem.dtype != torch.bfloat16:
-            raise Skip("bf16 only")
-        return super().prepare(problem)
+    def declines(self, case: Case, device: torch.device) -> str | None:
+        return super().declines(case, device) or (None if case.dtype == "bf16" else "bf16 only")
+
+    def memory(self, problem: Problem) -> int:
+        p, sets = problem, len(problem.sets)
+        if p.case.op.startswith("wgrad"):
+            fp32 = 4 * p.G * p.N * p.K if p.case.op == WGRAD else 0
+            return fp32 + sets * _padded_bytes(p, "KN")
+        return sets * _padded_bytes(p, "N" if p.case.op == DGRAD else "K") + _padded_bytes(p, "KN")
 
     def fwd(self, p: Problem) -> Call:
         return self._rows(p, import_module("deep_gemm").m_grouped_bf16_gemm_nt_contiguous, "x", p.N)
@@ -113,6 +124,9 @@ class DeepGemmPadding(Peer):
     role = PART
     module = "deep_gemm"
     devices = ("cuda",)
+
+    def memory(self, problem: Problem) -> int:
+        return _padded_bytes(problem, "KN")
 
     def fwd(self, p: Problem) -> Call:
         return self._copy(p, "x")

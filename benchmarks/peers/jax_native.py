@@ -9,31 +9,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.operations import ACTIVATIONS, LINEAR, WGRAD_ACC
-from benchmarks.peers.base import Call, Skip
-from benchmarks.peers.jax_common import JaxPeer, require_memory
-from benchmarks.problem import Problem
-from benchmarks.shapes import EVEN
+import torch
+
+from benchmarks.operations import ACT, ACT_GRAD, LINEAR, WGRAD_ACC
+from benchmarks.peers.base import NATIVE, Call
+from benchmarks.peers.jax_common import JaxPeer, too_many_compilations
+from benchmarks.problem import Case, Problem
 
 
 class RaggedDot(JaxPeer):
     """jax.lax.ragged_dot."""
 
     name = family = "jax.lax.ragged_dot"
+    sitting = NATIVE
 
-    def prepare(self, problem: Problem) -> Call:
-        case = problem.case
-        if case.op in ACTIVATIONS:
-            raise Skip(f"no {case.op}")
-        if problem.device.type == "cuda":
-            # XLA multiplies every row by every group's weight and masks, so sizes change nothing but the data.
-            if case.op in (LINEAR, WGRAD_ACC):
-                raise Skip("as fast as its parts, which are timed alone: XLA takes long to compile each")
-            if case.draw != EVEN:
-                raise Skip("costs the same for every draw: timed on even alone")
-            wide = max(problem.K, problem.N)
-            require_memory(problem, problem.G * problem.T * wide * problem.dtype.itemsize)
-        return super().prepare(problem)
+    def declines(self, case: Case, device: torch.device) -> str | None:
+        reason = super().declines(case, device)
+        if reason is not None or device.type != "cuda":
+            return reason
+        if case.op in (LINEAR, WGRAD_ACC):
+            return "as fast as its parts, which are timed alone"
+        # XLA multiplies every row by every group's weight and masks: sizes would change nothing but the data.
+        return too_many_compilations(case)
+
+    def pool(self, problem: Problem) -> int:
+        p = problem
+        # A copy of one operand for each group.
+        return max(p.nbytes("GTK"), p.nbytes("GTN")) if p.device.type == "cuda" else 0
 
     def fwd(self, p: Problem) -> Call:
         return self.call(p, _forward, ("x", "wk", "sizes"))
@@ -95,6 +97,9 @@ class XlaActivation(JaxPeer):
     """SwiGLU written in jax.numpy."""
 
     name = family = "XLA"
+
+    def pool(self, problem: Problem) -> int:
+        return 3 * problem.nbytes("TN") if problem.case.op in (ACT, ACT_GRAD) else 0
 
     def act(self, p: Problem) -> Call:
         return self.call(p, _swiglu, ("x",))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.operations import ACT, ACT_GRAD, DGRAD, FWD, HOST, MLP, WGRAD, WGRAD_ACC
 from benchmarks.peers.base import OURS, Call
 from benchmarks.peers.jax_common import JaxPeer
 from benchmarks.peers.ours_torch import missing_cuda
@@ -20,9 +21,20 @@ class JaxGrouped(JaxPeer):
     name = family = "jax_grouped"
     role = OURS
     module = "jax_grouped"
+    takes_tail = True
 
     def missing(self, device: torch.device) -> str | None:
         return super().missing(device) or missing_cuda(device)
+
+    def pool(self, problem: Problem) -> int:
+        p = problem
+        one = {FWD: "TN", HOST: "TN", DGRAD: "TK", WGRAD: "GNK", ACT: "TF", ACT_GRAD: "TN"}
+        if p.case.op in one:
+            return p.nbytes(one[p.case.op])
+        if p.case.op == WGRAD_ACC:
+            return 4 * p.G * p.N * p.K
+        results = p.nbytes("TN") + p.nbytes("TK") + p.nbytes("GNK")
+        return results if p.case.op != MLP else results + 2 * p.nbytes("TN") + p.nbytes("GFK") + p.nbytes("TK")
 
     def fwd(self, p: Problem) -> Call:
         return self.into(p, _forward, ("x", "wk", "sizes"), [self.poisoned(p, p.T, p.N)])
@@ -43,6 +55,11 @@ class JaxGrouped(JaxPeer):
         return self.into(p, _linear, ("x", "wk", "dy", "sizes"), buffers)
 
     host_linear = linear
+
+    def mlp(self, p: Problem) -> Call:
+        buffers = [self.poisoned(p, p.T, p.K), self.poisoned(p, p.T, p.K)]
+        buffers += [self.poisoned(p, p.G, p.K, p.N), self.poisoned(p, p.G, p.N // 2, p.K)]
+        return self.into(p, _mlp, ("x", "wk", "wk2", "dy", "sizes"), buffers)
 
     def act(self, p: Problem) -> Call:
         return self.into(p, _activation, ("x", "sizes"), [self.poisoned(p, p.T, p.N // 2)])
@@ -94,6 +111,25 @@ def _linear(x: Any, w: Any, dy: Any, sizes: Any, out: Any, dx: Any, dw: Any) -> 
         return grouped_linear(x, w, sizes, out=out, dgrad_out=dx_buffer, wgrad_out=dw_buffer)
 
     y, pull = jax.vjp(layer, dx, dw)
+    return (y, *pull(dy))
+
+
+def _mlp(x: Any, w: Any, w2: Any, dy: Any, sizes: Any, out: Any, dx: Any, dw: Any, dw2: Any) -> tuple:
+    import jax
+
+    import jax_grouped
+    from jax_grouped import grouped_activation, grouped_linear
+
+    whole = getattr(jax_grouped, "grouped_mlp", None)
+
+    def layers(dx_buffer: Any, dw_buffer: Any, dw2_buffer: Any) -> Any:
+        if whole is not None:
+            targets = {"fc1_wgrad_out": dw_buffer, "fc2_wgrad_out": dw2_buffer}
+            return whole(x, w, w2, sizes, out=out, dgrad_out=dx_buffer, **targets)
+        h = grouped_linear(x, w, sizes, dgrad_out=dx_buffer, wgrad_out=dw_buffer)
+        return grouped_linear(grouped_activation(h, sizes), w2, sizes, out=out, wgrad_out=dw2_buffer)
+
+    y, pull = jax.vjp(layers, dx, dw, dw2)
     return (y, *pull(dy))
 
 

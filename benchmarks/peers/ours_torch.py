@@ -9,8 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.peers.base import OURS, Call, Peer
-from benchmarks.problem import InputSet, Problem
+from benchmarks.operations import DGRAD, FWD, MLP, WGRAD, WGRAD_ACC
+from benchmarks.peers.base import BOUND, OURS, Call, Peer
+from benchmarks.problem import Case, InputSet, Problem
+from benchmarks.shapes import TAIL
 
 
 class TorchGrouped(Peer):
@@ -19,9 +21,19 @@ class TorchGrouped(Peer):
     name = family = "torch_grouped"
     role = OURS
     module = "torch_grouped"
+    takes_tail = True
 
     def missing(self, device: torch.device) -> str | None:
         return super().missing(device) or missing_cuda(device)
+
+    def memory(self, problem: Problem) -> int:
+        p, sets = problem, len(problem.sets)
+        return {
+            DGRAD: sets * (p.nbytes("TN") + p.nbytes("TK")),
+            WGRAD: sets * p.nbytes("TN") + p.nbytes("GNK"),
+            WGRAD_ACC: sets * p.nbytes("TN") + p.nbytes("GNK"),
+            MLP: 3 * p.nbytes("TN"),
+        }.get(p.case.op, 0)
 
     def fwd(self, p: Problem) -> Call:
         from torch_grouped.functional import grouped_linear
@@ -86,6 +98,31 @@ class TorchGrouped(Peer):
 
         return Call(run, buffers=[out, dx, dw])
 
+    def mlp(self, p: Problem) -> Call:
+        from torch_grouped import functional
+        from torch_grouped.functional import grouped_activation, grouped_linear
+
+        whole = getattr(functional, "grouped_mlp", None)
+        h, a, y = p.y(), p.output("a", p.T, p.N // 2), p.output("mlp y", p.T, p.K)
+        dh, da, dx = p.output("dh", p.T, p.N), p.output("da", p.T, p.N // 2), p.dx()
+        dw1, dw2 = p.dw(), p.output("dw2", p.G, p.K, p.N // 2)
+        leaves = [(*(t.detach().requires_grad_() for t in (s.x, s.w, s.w2)), s.dy) for s in p.sets]
+
+        def run(i: int) -> list[Tensor]:
+            x, w, w2, dy = leaves[i % len(leaves)]
+            with torch.enable_grad():
+                if whole is not None:
+                    targets = {"fc1_wgrad_out": dw1, "fc2_wgrad_out": dw2}
+                    down = whole(x, w, w2, p.sizes, out=y, dgrad_out=dx, **targets)
+                else:
+                    up = grouped_linear(x, w, p.sizes, out=h, dgrad_out=dx, wgrad_out=dw1)
+                    act = grouped_activation(up, p.sizes, out=a, dgrad_out=dh)
+                    down = grouped_linear(act, w2, p.sizes, out=y, dgrad_out=da, wgrad_out=dw2)
+            torch.autograd.grad(down, [x, w, w2], dy, allow_unused=True)  # w's and w2's went into their buffers
+            return [y, dx, dw1, dw2]
+
+        return Call(run, buffers=[h, a, y, dh, da, dx, dw1, dw2], note="grouped_mlp" if whole else "three calls")
+
     def host_linear(self, p: Problem) -> Call:
         from torch_grouped import GroupedLinear
 
@@ -117,6 +154,45 @@ class TorchGrouped(Peer):
             return grouped_activation(h, p.sizes, dgrad_out=out), h
 
         return Call(_backward(p, layer, out), buffers=[out])
+
+
+class WithoutTail(TorchGrouped):
+    """What a case with a tail would take without it: the rows of the groups alone."""
+
+    name = family = "torch_grouped without the tail"
+    role = BOUND
+
+    def declines(self, case: Case, device: torch.device) -> str | None:
+        return super().declines(case, device) or (None if case.draw == TAIL else "there is no tail")
+
+    def memory(self, problem: Problem) -> int:
+        return super().memory(problem) + problem.nbytes("TN") + problem.nbytes("TK") + problem.nbytes("GNK")
+
+    def prepare(self, problem: Problem) -> Call:
+        call = super().prepare(problem.without_tail())
+        call.checked = False  # the same call as ours, which is checked
+        return call
+
+
+class OwnMemory(WithoutTail):
+    """Forward without a buffer: the result is allocated, and its tail filled with zeros."""
+
+    name = family = "torch_grouped without a buffer"
+
+    def memory(self, problem: Problem) -> int:
+        return 2 * problem.nbytes("TN")
+
+    def declines(self, case: Case, device: torch.device) -> str | None:
+        return super().declines(case, device) or (None if case.op == FWD else "forward alone")
+
+    def prepare(self, problem: Problem) -> Call:
+        from torch_grouped.functional import grouped_linear
+
+        def run(i: int) -> Tensor:
+            s = problem.set(i)
+            return grouped_linear(s.x, s.w, problem.sizes)
+
+        return Call(run)
 
 
 def missing_cuda(device: torch.device) -> str | None:

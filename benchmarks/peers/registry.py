@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
-from benchmarks.peers.base import Peer
+import torch
+
+from benchmarks.peers.base import FIRST, OURS, SITTINGS, Peer
 from benchmarks.peers.bounds import Dense
+from benchmarks.peers.cudnn_moe import CudnnMoe
 from benchmarks.peers.deepgemm import DeepGemm, DeepGemmPadding
 from benchmarks.peers.jax_native import RaggedDot, XlaActivation
 from benchmarks.peers.ours_jax import JaxGrouped
-from benchmarks.peers.ours_torch import TorchGrouped
+from benchmarks.peers.ours_torch import OwnMemory, TorchGrouped, WithoutTail
+from benchmarks.peers.pallas_mgpu import TILES, RaggedDotMgpu
 from benchmarks.peers.quack_gemm import CONFIGS, Quack, QuackDefault
+from benchmarks.peers.tokamax_ops import Tokamax
 from benchmarks.peers.torch_native import MmLoop, TorchActivation, TorchGroupedMm
 
 
@@ -28,22 +33,33 @@ def all_peers() -> list[Peer]:
         TorchActivation(compiled=False),
         TorchActivation(compiled=True),
         RaggedDot(),
+        *(RaggedDotMgpu(tile) for tile in TILES),
         XlaActivation(),
+        Tokamax(),
+        CudnnMoe(),
         Dense(),
+        WithoutTail(),
+        OwnMemory(),
     ]
 
 
-def select(patterns: list[str]) -> list[Peer]:
-    """Peers whose name, family or role has one of the patterns in it, case ignored; all for none."""
+def select(patterns: list[str], device: torch.device) -> list[Peer]:
+    """Peers by sitting, or by a part of their name, family or role, case ignored; ours beside them if none was named.
+
+    Without a pattern it is the first sitting; on a CPU, where no pool is in the way, all.
+    """
     peers = all_peers()
-    if not patterns:
-        return peers
-    chosen = []
-    for peer in peers:
-        words = (peer.name.lower(), peer.family.lower(), peer.role)
-        if any(pattern.lower() in word for pattern in patterns for word in words):
-            chosen.append(peer)
+    patterns = [pattern.lower() for pattern in patterns] or ([FIRST] if device.type == "cuda" else list(SITTINGS))
     for pattern in patterns:
-        if not any(pattern.lower() in word for p in peers for word in (p.name.lower(), p.family.lower(), p.role)):
-            raise ValueError(f"no peer has {pattern!r} in its name, family or role.")
-    return chosen
+        if not any(_matches(peer, pattern) for peer in peers):
+            raise ValueError(f"no peer has {pattern!r} in its name, family or role, and no sitting is called so.")
+    chosen = [peer for peer in peers if any(_matches(peer, pattern) for pattern in patterns)]
+    if any(peer.role == OURS for peer in chosen):
+        return chosen
+    return [peer for peer in peers if peer.role == OURS or peer in chosen]
+
+
+def _matches(peer: Peer, pattern: str) -> bool:
+    if pattern in SITTINGS:
+        return peer.sitting == pattern
+    return any(pattern in word for word in (peer.name.lower(), peer.family.lower(), peer.role))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.operations import DGRAD, FWD, HOST, MLP, WGRAD, WGRAD_ACC
 from benchmarks.peers.base import Call, Peer, Skip
 from benchmarks.problem import Problem
 
@@ -25,6 +26,15 @@ class TorchGroupedMm(Peer):
         if _grouped_mm is None:
             return f"torch {torch.__version__} has no grouped_mm"
         return super().missing(device)
+
+    def memory(self, problem: Problem) -> int:
+        # The result before is freed once the next one is there.
+        p = problem
+        one = {FWD: "TN", HOST: "TN", DGRAD: "TK", WGRAD: "GNK", WGRAD_ACC: "GNK"}
+        if p.case.op in one:
+            return 2 * p.nbytes(one[p.case.op])
+        results = p.nbytes("TN") + p.nbytes("TK") + p.nbytes("GNK")
+        return 2 * results if p.case.op != MLP else 3 * results + 4 * p.nbytes("TN")
 
     def fwd(self, p: Problem) -> Call:
         return Call(lambda i: _grouped_mm(p.set(i).x, p.set(i).w.transpose(-2, -1), offs=p.ends))
@@ -57,6 +67,18 @@ class TorchGroupedMm(Peer):
         return Call(run)
 
     host_linear = linear
+
+    def mlp(self, p: Problem) -> Call:
+        leaves = [(*(t.detach().requires_grad_() for t in (s.x, s.w, s.w2)), s.dy) for s in p.sets]
+
+        def run(i: int) -> list[Tensor]:
+            x, w, w2, dy = leaves[i % len(leaves)]
+            with torch.enable_grad():
+                a = _swiglu(_grouped_mm(x, w.transpose(-2, -1), offs=p.ends))
+                y = _grouped_mm(a, w2.transpose(-2, -1), offs=p.ends)
+            return [y.detach(), *torch.autograd.grad(y, [x, w, w2], dy)]
+
+        return Call(run, note="SwiGLU eager, which rounds silu(gate) too")
 
 
 class MmLoop(Peer):
@@ -149,6 +171,9 @@ class TorchActivation(Peer):
         self.compiled = compiled
         self.name = self.family = "torch.compile" if compiled else "torch eager"
         self.devices = ("cuda",) if compiled else ("cuda", "cpu")
+
+    def memory(self, problem: Problem) -> int:
+        return (2 if self.compiled else 5) * problem.nbytes("TN")
 
     def act(self, p: Problem) -> Call:
         function = self._compile(_swiglu)

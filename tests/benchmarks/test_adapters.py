@@ -5,6 +5,7 @@ their documentation says they do, so that the padding and the arguments around t
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from itertools import pairwise
 from types import ModuleType, SimpleNamespace
@@ -14,18 +15,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import checking, prebuild
+from benchmarks import checking, operations, prebuild
 from benchmarks.__main__ import _parser
 from benchmarks.operations import OPERATIONS, applies
 from benchmarks.peers import registry
 from benchmarks.peers.base import BOUND, OURS, PART, Skip
 from benchmarks.peers.deepgemm import DeepGemm, DeepGemmPadding
+from benchmarks.peers.ours_torch import TorchGrouped
 from benchmarks.peers.quack_gemm import CONFIGS, Quack
 from benchmarks.problem import Case, Problem
-from benchmarks.shapes import BY_NAME, EMPTY, EVEN, ONE, PRIMARY, SHAPES, ZIPF, Shape
+from benchmarks.shapes import BY_NAME, EMPTY, EVEN, ONE, PRIMARY, ROWS, SHAPES, TAIL, ZIPF, Shape
 
 CPU = torch.device("cpu")
-SHAPE = Shape("small-up", 5, 300, 16, 24)
+SHAPE = Shape("small-up", 5, 300, 16, 32)  # rows of 16 bytes everywhere: torch grouped_mm wants them
 HOST = BY_NAME["tiny-8x16"]
 
 
@@ -67,6 +69,48 @@ def test_adapter_computes_its_operation(peer, op, draw, dtype):
         pytest.skip(reason)
     times = _checked(peer, _problem(op, draw, dtype))
     assert times <= (1.0 if peer.role == OURS else checking.LOOSE)
+
+
+WITH_TAIL = [(n, op) for n in ("torch_grouped", "jax_grouped") for op in ("fwd", "dgrad", "wgrad", "linear", "mlp")]
+
+
+@pytest.mark.parametrize(("name", "op"), [*WITH_TAIL, ("torch_grouped without a buffer", "fwd")])
+def test_rows_past_the_last_group_are_no_part_of_a_case_with_a_tail(name, op):
+    (peer,) = (p for p in registry.all_peers() if p.name == name)
+    p = _problem(op, TAIL, "bf16")
+    reason = peer.missing(CPU)
+    if reason is not None:
+        pytest.skip(reason)
+    assert p.S == SHAPE.T // 2
+    assert p.work.flops == operations.work(op, dataclasses.replace(SHAPE, T=p.S), p.sizes_host, 2).flops
+    for s in p.sets:  # whoever reads the tail shows it
+        for rows in (s.x, s.dy):
+            rows[p.S :] = float("nan")
+    assert _checked(peer, p) <= 1
+
+
+@pytest.mark.parametrize("op", ["fwd", "dgrad", "wgrad"])
+def test_without_the_tail_the_same_is_computed(op):
+    (peer,) = (p for p in registry.all_peers() if p.name == "torch_grouped without the tail")
+    p = _problem(op, TAIL, "f32")
+    whole, short = TorchGrouped().prepare(p), peer.prepare(p)
+    for call in (whole, short):
+        call.reset()
+    (a,), (b,) = whole.outputs(whole.run(0)), short.outputs(short.run(0))
+    assert a.shape[0] == (p.G if op == "wgrad" else p.T)
+    assert torch.equal(a[: b.shape[0]], b)
+    assert "there is no tail" in str(peer.declines(_problem(op, EVEN, "f32").case, CPU))
+
+
+def test_others_decline_a_tail():
+    case = _problem("fwd", TAIL, "bf16").case
+    accepting = {p.name for p in registry.all_peers() if p.declines(case, CPU) is None}
+    assert accepting == {
+        "torch_grouped",
+        "jax_grouped",
+        "torch_grouped without the tail",
+        "torch_grouped without a buffer",
+    }
 
 
 def test_every_operation_has_ours_in_both_frameworks():
@@ -173,11 +217,19 @@ def test_a_peer_that_is_not_installed_tells_the_reason():
 
 
 def test_peers_are_selected_by_role_family_or_name():
-    assert {p.role for p in registry.select(["ours"])} == {OURS}
-    assert len(registry.select(["quack coop"])) == 2
-    assert {p.family for p in registry.select(["torch.mm", "dense"])} == {"torch.mm loop", "dense"}
+    def chosen(*patterns: str, device: str = "cuda") -> set[str]:
+        return {p.name for p in registry.select(list(patterns), torch.device(device))}
+
+    ours = {"torch_grouped", "jax_grouped"}
+    assert chosen("ours") == ours
+    assert chosen("quack coop") == {"QuACK coop 128x256", "QuACK coop 256x128"} | ours
+    assert chosen("jax_grouped", "dense") == {"jax_grouped", "dense"}
+    assert chosen("native") > ours | {"jax.lax.ragged_dot", "Pallas ragged_dot_mgpu 128x128"}
+    assert chosen("second") == {"tokamax", "cuDNN moe_grouped_matmul"} | ours
+    assert not chosen("native") & chosen() - ours
+    assert chosen(device="cpu") == {p.name for p in registry.all_peers()}
     with pytest.raises(ValueError, match="'cutlass'"):
-        registry.select(["ours", "cutlass"])
+        registry.select(["ours", "cutlass"], CPU)
 
 
 def test_prebuild_has_one_item_for_each_kernel(monkeypatch):
@@ -185,11 +237,11 @@ def test_prebuild_has_one_item_for_each_kernel(monkeypatch):
     monkeypatch.setattr(Quack, "missing", lambda self, device: None)
     arguments = _parser().parse_args(["prebuild", "--device", "cuda"])
     items = prebuild._items(arguments, torch.device("cuda"))
-    primary = [s for s in SHAPES if PRIMARY in s.tags]
+    default = [s for s in SHAPES if {PRIMARY, ROWS} & set(s.tags)]
     deep_gemm = [(c.op, c.shape) for p, c in items if isinstance(p, DeepGemm)]
-    assert set(deep_gemm) == {(op, s) for op in ("fwd", "dgrad", "wgrad") for s in primary} | {
+    assert set(deep_gemm) == {(op, s) for op in ("fwd", "dgrad", "wgrad") for s in default} | {
         ("host", BY_NAME["small-8x256"])
     }
-    assert len(deep_gemm) == 3 * len(primary) + 1
+    assert len(deep_gemm) == 3 * len(default) + 1
     quack = sorted((p.name, c.op) for p, c in items if isinstance(p, Quack))
     assert quack == sorted((f"QuACK {n}", op) for n in CONFIGS for op in ("fwd", "dgrad", "wgrad", "wgrad_acc"))

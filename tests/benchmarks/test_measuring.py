@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from itertools import cycle, pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import checking, operations, plan, shapes, stats
-from benchmarks.peers.base import EVENTS, HOST_CLOCK, Call
+from benchmarks import checking, operations, plan, shapes, stats, timing
+from benchmarks.peers.base import BOUND, EVENTS, HOST_CLOCK, OURS, PART, Call
 from benchmarks.problem import Case, Problem
 from benchmarks.shapes import BY_NAME, DRAWS, SHAPES, Shape, draw_sizes
 from benchmarks.timing import Plan, Stopwatch, Timed, host_cost
@@ -26,14 +28,14 @@ def test_sizes_sum_to_the_rows(shape, draw):
     assert sizes.dtype == np.int32
     assert sizes.shape == (shape.G,)
     assert sizes.min() >= 0
-    assert int(sizes.sum(dtype=np.int64)) == shape.T
+    assert int(sizes.sum(dtype=np.int64)) == (shape.T // 2 if draw == shapes.TAIL else shape.T)
 
 
 @pytest.mark.parametrize("draw", DRAWS)
 def test_a_seed_draws_the_same_sizes_again(draw):
     shape = BY_NAME["qwen3-30b-up"]
     np.testing.assert_array_equal(draw_sizes(shape, draw, 3), draw_sizes(shape, draw, 3))
-    if draw != shapes.EVEN:
+    if draw not in (shapes.EVEN, shapes.TAIL):
         assert (draw_sizes(shape, draw, 3) != draw_sizes(shape, draw, 4)).any()
 
 
@@ -81,7 +83,8 @@ def test_default_plan_measures_the_primary_shapes_first_and_each_case_once():
     assert len({case.id for case in cases}) == len(cases)
     assert {c.dtype for c in cases} == {"bf16"}
     even = [c for c in cases if c.draw == "even" and c.op == "fwd"]
-    assert {c.shape for c in even} == {s for s in SHAPES if shapes.PRIMARY in s.tags}
+    assert {c.shape for c in even} == {s for s in SHAPES if {shapes.PRIMARY, shapes.ROWS} & set(s.tags)}
+    assert shapes.PRIMARY in even[0].shape.tags
     first_zipf = next(i for i, c in enumerate(cases) if c.draw == "zipf")
     assert all(c.draw == "even" for c in cases[:first_zipf])
     assert {c.op for c in cases} == set(operations.OPERATIONS)
@@ -201,7 +204,7 @@ def test_stopwatch_takes_turns_and_rotates():
         return Timed(name, Call(lambda i: calls.append((name, i))), EVENTS)
 
     a, b = peer("a"), peer("b")
-    Stopwatch(CPU, Plan(rounds=6, sample=0.0, share=10.0)).measure([a, b])
+    Stopwatch(CPU, Plan(rounds=6, enough=6, sample=0.0, share=10.0)).measure([a, b])
     assert len(a.samples) == len(b.samples) == 6
     assert all(s > 0 for s in a.samples)
     assert [i for name, i in calls if name == "a"] == list(range(len(calls) // 2)), "every call on the next set"
@@ -270,6 +273,54 @@ def test_on_a_gpu_samples_lie_between_events_behind_a_backlog(monkeypatch):
     assert log.count("load") == 1
     assert log[log.index("load") + 1] == "synchronize", "read while the device works"
     assert waited[-1] == own_stream.next_set - 1, "the last result is waited for"
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_turns_are_balanced(count):
+    """Everyone in each place, and behind each other, equally often."""
+    rounds = [timing.balanced_order(count, i) for i in range(count * (1 + count % 2))]
+    assert all(sorted(order) == list(range(count)) for order in rounds)
+    for place in range(count):
+        assert len(set(Counter(order[place] for order in rounds).values())) == 1
+    pairs = Counter(pair for order in rounds for pair in pairwise(order))
+    assert len(pairs) == count * (count - 1)
+    assert len(set(pairs.values())) <= 1
+
+
+def test_bounds_and_parts_do_not_decide_who_contends():
+    """A dense product is faster than any peer, a part is no peer: neither ends the others' samples."""
+    clock = _Clock()
+    ours, bound, part = clock.timed("a", [2e-3, 3e-3]), clock.timed("dense", [1e-3]), clock.timed("copy", [0.5e-3])
+    ours.role, bound.role, part.role = OURS, BOUND, PART
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.perf_counter", lambda: clock.now)
+        Stopwatch(CPU, Plan(rounds=20, share=10.0, enough=7)).measure([ours, bound, part])
+    assert (len(ours.samples), len(bound.samples), len(part.samples)) == (20, 20, 7)
+
+
+class _Clock:
+    """The host's clock, which goes on only where a call of `timed` says so."""
+
+    now = 0.0
+
+    def timed(self, name: str, seconds: list[float]) -> Timed:
+        """A call that takes these times, over and over."""
+        turns = cycle(seconds)
+
+        def run(i: int) -> None:
+            self.now += next(turns)
+
+        return Timed(name, Call(run), EVENTS)
+
+
+@pytest.mark.parametrize(("spread", "samples"), [([2e-3], 7), ([2e-3, 3e-3, 2.5e-3], 20)])
+def test_samples_end_when_more_of_them_would_change_nothing(monkeypatch, spread, samples):
+    clock = _Clock()
+    monkeypatch.setattr("time.perf_counter", lambda: clock.now)
+    steady, unsteady, far = clock.timed("a", [2.1e-3]), clock.timed("b", spread), clock.timed("far", [20e-3])
+    Stopwatch(CPU, Plan(rounds=20, share=10.0, enough=7)).measure([steady, unsteady, far])
+    assert (len(steady.samples), len(unsteady.samples)) == (samples, samples), "all that contend, or none"
+    assert len(far.samples) == 7, "who cannot be the best peer takes no more time than that"
 
 
 def test_host_cost_is_of_one_call():

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import compare, machine
+from benchmarks import compare, machine, ratios
 from benchmarks.__main__ import _parser
 from benchmarks.peers import registry
 from benchmarks.peers.base import OURS, Call, Peer, Skip
+from benchmarks.peers.tokamax_ops import Tokamax
 from benchmarks.results import Results, load
 from benchmarks.runner import Runner
 
@@ -61,7 +62,7 @@ def test_run_compare_and_plot_on_a_cpu(tmp_path):
     assert bad.returncode == 1, bad.stdout + bad.stderr
     assert "MISSED fwd:zipf" in bad.stdout
 
-    plot = _command("plot", path, "--out", tmp_path / "figures")
+    plot = _command("plot", path, "--format", "png", "--out", tmp_path / "figures")
     assert plot.returncode == 0, plot.stdout + plot.stderr
     figures = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
     expected = ("bars_fwd", "bars_dgrad", "bars_wgrad", "roofline", "skew", "jax", "activation", "host")
@@ -129,7 +130,7 @@ class _Fake(Peer):
 )
 def test_only_right_results_are_timed(tmp_path, monkeypatch, role, behaviour, status, reason):
     peers = [_Fake("good", "peer", "works"), _Fake("x", role, behaviour)]
-    monkeypatch.setattr(registry, "select", lambda patterns: peers)
+    monkeypatch.setattr(registry, "select", lambda patterns, device: peers)
     path = tmp_path / "results.json"
     failed = role == OURS and status in ("wrong", "failed")
     assert _runner(path, "--draws", "even").run() == int(failed)
@@ -142,15 +143,52 @@ def test_only_right_results_are_timed(tmp_path, monkeypatch, role, behaviour, st
     assert bool(compare.unsound(load(path))) == failed
 
 
+def test_a_later_sitting_adds_its_peers_beside_ours(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+
+    def sit(*names: str) -> dict:
+        peers = [_Fake("o", OURS, "works"), *(_Fake(n, "peer", "works") for n in names), _Fake("s", "peer", "skips")]
+        monkeypatch.setattr(registry, "select", lambda patterns, device: peers)
+        assert _runner(path, "--draws", "even").run() == 0
+        return load(path)["cases"]["tiny-up/fwd/even/f32"]["peers"]
+
+    first = sit("a")
+    second = sit("b")
+    assert list(second) == ["o", "a", "s", "b"]
+    assert second["o"] == first["o"], "as it was timed first"
+    assert second["a"] == first["a"]
+    assert set(second["b"]["beside"]) == {"o"}
+    assert sit("a", "b") == second, "nothing is measured again"
+
+
+def test_a_case_that_only_ours_would_run_is_left_out(tmp_path, monkeypatch):
+    peers = [_Fake("o", OURS, "works"), Tokamax()]
+    monkeypatch.setattr(registry, "select", lambda patterns, device: peers)
+    monkeypatch.setattr(Tokamax, "missing", lambda self, device: None)
+    path = tmp_path / "results.json"
+    assert _runner(path, "--draws", "zipf").run() == 0, "tokamax runs even sizes alone"
+    assert not path.exists()
+
+
 def test_results_of_other_sources_are_not_mixed(tmp_path):
-    head = {"commit": "a", "source_hash": "1", "binary_hash": "b", "device": "cpu", "name": "x", "versions": {}}
+    head = {
+        "commit": "a",
+        "source_hash": "1",
+        "binary_hash": "b",
+        "device": "cpu",
+        "name": "x",
+        "versions": {"jax": "1"},
+    }
     path = tmp_path / "results.json"
     first = Results.open(path, head)
     first.add("case", {"peers": {"p": {}}})
-    assert Results.open(path, head).has("case", ["p"])
-    assert not Results.open(path, head).has("case", ["p", "q"])
+    assert "case" in Results.open(path, head).cases
     with pytest.raises(ValueError, match="another source_hash"):
         Results.open(path, {**head, "source_hash": "2"})
+    with pytest.raises(ValueError, match="another version of jax"):
+        Results.open(path, {**head, "versions": {"jax": "2"}})
+    later = Results.open(path, {**head, "versions": {"tokamax": "3"}})
+    assert later.data["versions"] == {"jax": "1", "tokamax": "3"}, "another sitting may have more installed"
     assert not Results.open(path, {**head, "source_hash": "2"}, fresh=True).cases
 
 
@@ -214,10 +252,10 @@ def _compare(path: Path, *options: str) -> int:
 
 def test_compare_takes_the_best_peer_and_no_bound_or_part(tmp_path, capsys):
     path = _file(tmp_path, "r.json", fwd={"even": 1.25, "zipf": 0.8, "zipf'": 1.25})
-    table = compare.rows(load(path), "torch_grouped")
+    table = ratios.rows(load(path), "torch_grouped")
     assert [(r.best_name, r.ratio) for r in table] == [("B", 1.25), ("B", 0.8), ("B", 1.25)]
-    assert compare.means(table)["fwd", "zipf"] == (pytest.approx(1.0), 2)
-    assert compare.rows(load(path), "torch_grouped", ["a"])[0].ratio == 3.75
+    assert ratios.means(table)["fwd", "zipf"] == (pytest.approx(1.0), 2)
+    assert ratios.rows(load(path), "torch_grouped", ["a"])[0].ratio == 3.75
     assert _compare(path) == 0
     out = capsys.readouterr().out
     assert "1.250" in out

@@ -8,6 +8,7 @@
 #include "common/launch.h"
 #include "common/vector.cuh"
 #include "portable/mm.cuh"
+#include "sm90/block.cuh"
 #include "sm90/heuristic.h"
 #include "sm90/kernels.h"
 #include "sm90/mm_ending.cuh"

@@ -5,8 +5,8 @@
 #pragma once
 
 #include "portable/mm.cuh"
-#include "sm90/block.cuh"
 #include "sm90/pack.cuh"
+#include "sm90/ring.cuh"
 
 namespace grouped::cuda::sm90 {
 

@@ -3,8 +3,8 @@
 // a result.
 #pragma once
 
-#include "sm90/block.cuh"
 #include "sm90/group_walk.cuh"
+#include "sm90/ring.cuh"
 
 namespace grouped::cuda::sm90 {
 

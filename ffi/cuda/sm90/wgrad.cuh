@@ -4,6 +4,7 @@
 
 #include "common/launch.h"
 #include "portable/wgrad.cuh"
+#include "sm90/block.cuh"
 #include "sm90/heuristic.h"
 #include "sm90/kernels.h"
 #include "sm90/tensor_map.h"

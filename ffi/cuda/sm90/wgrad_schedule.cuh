@@ -4,7 +4,7 @@
 #pragma once
 
 #include "portable/schedule.cuh"
-#include "sm90/block.cuh"
+#include "sm90/ring.cuh"
 
 namespace grouped::cuda::sm90 {
 

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// The products of one tile, by one warpgroup.
+#pragma once
+
+#include "sm90/ring.cuh"
+
+namespace grouped::cuda::sm90 {
+
+// Cleans the last stage of a ragged reduction: its lines from `cut` on hold rows of the next group, or of the
+// tail. Zeros instead, in both operands, because 0 * NaN is NaN. For operands in panels of 64 lines. Where
+// the multipliers share the tile each cleans its own panel of the left operand, the first one the right
+// operand too.
+template <typename Shape>
+class Cleaner {
+ public:
+  __device__ __forceinline__ Cleaner(Shared<Shape> shared, int index) : shared_(shared), index_(index) {}
+
+  // `slot`: of the tile in the queue.
+  __device__ __forceinline__ void zero_past(int cut, const Tile& tile, int stage, int slot) {
+    const int right_panels = (tile.width + 63) / 64;
+    for (uint32_t at = cut * kLineBytes + threadIdx.x % 128 * 16; at < kPanelBytes; at += 128 * 16) {
+      if constexpr (Shape::kHalves == 2) {
+        zero_shared_16(shared_.left(stage) + at);
+        zero_shared_16(shared_.left(stage) + kPanelBytes + at);
+      } else {
+        zero_shared_16(shared_.left(stage) + index_ * kPanelBytes + at);
+        if (index_ != 0) continue;
+      }
+      for (int panel = 0; panel < right_panels; ++panel)
+        zero_shared_16(shared_.right(stage) + panel * kPanelBytes + at);
+    }
+    async_proxy_fence();
+    named_barrier<128>(1 + index_);
+    if constexpr (Shape::kHalves == 1) {
+      if (index_ == 0) {
+        if (threadIdx.x % 128 == 0) barrier_arrive(shared_.cleaned(slot));
+      } else {
+        barrier_wait(shared_.cleaned(slot), parity_ >> slot & 1);
+        parity_ ^= 1u << slot;
+      }
+    }
+  }
+
+ private:
+  Shared<Shape> shared_;
+  int index_;
+  uint32_t parity_ = 0;  // one bit a slot
+};
+
+// acc = left right over the tile's blocks, by multiplier `index`, for tiles of kWidth columns. `ends_turn`:
+// the tile's last stage is an operand's.
+template <typename Work, int kWidth>
+__device__ __forceinline__ void multiply(const Tile& tile, int index, bool ends_turn,
+                                         Shared<typename Work::Shape> shared,
+                                         RingReader<typename Work::Shape>& ring, int slot,
+                                         Cleaner<typename Work::Shape>& cleaner,
+                                         Accumulators<typename Work::Shape>& acc) {
+  using Instruction = Wgmma<typename Work::Element, kWidth, Work::kLeft, Work::kRight>;
+  constexpr int kHalves = Work::Shape::kHalves;
+  constexpr uint32_t kLeftStep = kStepBytes<Work::kLeft> / 16;  // in a descriptor
+  constexpr uint32_t kRightStep = kStepBytes<Work::kRight> / 16;
+  constexpr uint32_t kHalf = kPanelBytes / 16;
+  const auto pin_all = [&acc] {
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) pin<kWidth / 2>(acc[half]);
+  };
+  int last = 0;  // the stage that wgmmas under way may still read
+  for (int block = 0; block < tile.num_blocks; ++block) {
+    const int stage = ring.next();
+    const bool is_last = block == tile.num_blocks - 1;
+    if (kHalves == 2 && is_last && ends_turn) ring.end_turn();
+    if constexpr (Work::kCutsReduction) {
+      const int cut = tile.num_tokens % kReduceTile;
+      if (is_last && cut != 0) cleaner.zero_past(cut, tile, stage, slot);
+    }
+    const uint64_t left = descriptor<Work::kLeft>(shared.left(stage)) + (kHalves == 2 ? 0 : index * kHalf);
+    const uint64_t right = descriptor<Work::kRight>(shared.right(stage));
+    pin_all();
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < kReduceTile / 16; ++step) {
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        Instruction::run(acc[half], left + half * kHalf + step * kLeftStep, right + step * kRightStep,
+                         block + step != 0);
+      }
+    }
+    wgmma_commit();
+    pin_all();
+    wgmma_wait<1>();
+    if (block != 0) ring.release(last);
+    last = stage;
+  }
+  wgmma_wait<0>();
+  pin_all();
+  if (tile.num_blocks > 0) ring.release(last);
+}
+
+template <typename Work, int kWidth = kWidthStep>
+__device__ __forceinline__ void multiply_any(const Tile& tile, int index, bool ends_turn,
+                                             Shared<typename Work::Shape> shared,
+                                             RingReader<typename Work::Shape>& ring, int slot,
+                                             Cleaner<typename Work::Shape>& cleaner,
+                                             Accumulators<typename Work::Shape>& acc) {
+  constexpr int kMaxWidth = Work::Shape::kMaxWidth;
+  if (tile.width <= kWidth || kWidth == kMaxWidth) {
+    multiply<Work, kWidth>(tile, index, ends_turn, shared, ring, slot, cleaner, acc);
+  } else if constexpr (kWidth < kMaxWidth) {
+    multiply_any<Work, kWidth + kWidthStep>(tile, index, ends_turn, shared, ring, slot, cleaner, acc);
+  }
+}
+
+}  // namespace grouped::cuda::sm90

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the warps of a block hand each other work: the queue of tiles, the ring of operand stages, the buffers
+// through which results leave.
+#pragma once
+
+#include "sm90/shape.cuh"
+
+namespace grouped::cuda::sm90 {
+
+// A place in a ring of kCount, and the parity of its barriers there.
+template <int kCount>
+struct Cursor {
+  int at = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++at == kCount) {
+      at = 0;
+      parity ^= 1;
+    }
+  }
+  __device__ __forceinline__ void skip(int places) {
+    const int to = at + places;
+    parity ^= static_cast<uint32_t>(to / kCount) & 1;
+    at = to % kCount;
+  }
+};
+
+// The scheduler's end and the listeners' end of the tile queue.
+template <typename Shape>
+class TileQueue {
+ public:
+  static constexpr uint32_t kListeners = 2 + kMultipliers * 4;  // warps
+
+  __device__ __forceinline__ TileQueue(Shared<Shape> shared, unsigned char* memory)
+      : shared_(shared), tiles_(reinterpret_cast<int4*>(memory + Shared<Shape>::kTileQueue)) {}
+
+  // By all lanes of the scheduling warp.
+  __device__ __forceinline__ void tell(const Tile& tile) {
+    barrier_wait(shared_.heard(cursor_.at), cursor_.parity ^ 1);
+    if (threadIdx.x % 32 == 0) {
+      tiles_[cursor_.at * 2] = make_int4(tile.row, tile.column, tile.width, tile.group);
+      tiles_[cursor_.at * 2 + 1] = make_int4(tile.first_token, tile.num_tokens, tile.num_blocks, tile.flags);
+      barrier_arrive(shared_.told(cursor_.at));
+    }
+    cursor_.advance();
+  }
+
+  __device__ __forceinline__ Tile hear() {
+    barrier_wait(shared_.told(cursor_.at), cursor_.parity);
+    const int4 a = tiles_[cursor_.at * 2];
+    const int4 b = tiles_[cursor_.at * 2 + 1];
+    return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+  }
+  // By one lane of each warp that listens, once it has read the tile it heard.
+  __device__ __forceinline__ void forget() const { barrier_arrive(shared_.heard(cursor_.at)); }
+  __device__ __forceinline__ void advance() { cursor_.advance(); }
+  __device__ __forceinline__ int slot() const { return cursor_.at; }
+
+ private:
+  Shared<Shape> shared_;
+  int4* tiles_;
+  Cursor<Shared<Shape>::kTiles> cursor_;
+};
+
+// One operand of all tiles, by one lane. `Loader` is made of the work's parameters and a tile: bytes() of a
+// stage, load() fills one. Behind the operands come the stages of what the result held before: load_old()
+// fills one and returns its bytes.
+template <typename Loader, typename Work>
+__device__ __forceinline__ void produce(const Work& work, uint32_t first_stage,
+                                        Shared<typename Work::Shape> shared,
+                                        TileQueue<typename Work::Shape> queue) {
+  Cursor<Work::Shape::kStages> ring;
+  for (;;) {
+    const Tile tile = queue.hear();
+    queue.forget();
+    queue.advance();
+    if (tile.is_end()) return;
+    Loader loader(work.params(), tile);
+    const uint32_t bytes = loader.bytes();
+    for (int block = 0; block < tile.num_blocks; ++block) {
+      barrier_wait(shared.emptied(ring.at), ring.parity ^ 1);
+      const uint32_t filled = shared.filled(ring.at);
+      barrier_expect(filled, bytes);
+      loader.load(first_stage + ring.at * shared.kStageBytes, filled);
+      ring.advance();
+    }
+    for (int i = 0; i < tile.old_stages(); ++i) {
+      barrier_wait(shared.emptied(ring.at), ring.parity ^ 1);
+      loader.load_old(i, shared.left(ring.at), shared.filled(ring.at));
+      ring.advance();
+    }
+  }
+}
+
+// The consuming end of the ring, for one multiplier. Where they take turns: a barrier shows only the parity
+// of its phase, so a multiplier must not wait for a stage that the other has yet to use twice. It waits until
+// the other has seen all of its own filled.
+template <typename Shape>
+class RingReader {
+ public:
+  // Warps that must have read a stage before it is filled again, in each block.
+  static constexpr uint32_t kReaders = kMultipliers * 4 / Shape::kHalves;
+
+  __device__ __forceinline__ RingReader(Shared<Shape> shared, int index, uint32_t blocks_in_cluster)
+      : shared_(shared), index_(index), turn_(index == 0 ? 1 : 0), blocks_in_cluster_(blocks_in_cluster) {}
+
+  __device__ __forceinline__ void begin_turn() {
+    barrier_wait(shared_.may_go(index_), turn_);
+    turn_ ^= 1;
+  }
+  __device__ __forceinline__ void end_turn() const {
+    if (threadIdx.x % 128 == 0) barrier_arrive(shared_.may_go(1 - index_));
+  }
+  static __device__ __forceinline__ int after(int stage) {
+    return stage + 1 == Shape::kStages ? 0 : stage + 1;
+  }
+
+  // Waits for the next stage; its number.
+  __device__ __forceinline__ int next() {
+    const int stage = cursor_.at;
+    barrier_wait(shared_.filled(stage), cursor_.parity);
+    cursor_.advance();
+    return stage;
+  }
+  // Tells all blocks that this warp has read the stage.
+  __device__ __forceinline__ void release(int stage) const {
+    const uint32_t lane = threadIdx.x % 32;
+    if (lane < blocks_in_cluster_) barrier_arrive_at(shared_.emptied(stage), lane);
+  }
+  // Past stages that are the other multiplier's.
+  __device__ __forceinline__ void skip(int stages) { cursor_.skip(stages); }
+
+ private:
+  Shared<Shape> shared_;
+  int index_;
+  uint32_t turn_;
+  uint32_t blocks_in_cluster_;
+  Cursor<Shape::kStages> cursor_;
+};
+
+// Buffers through which one multiplier's result leaves.
+template <typename Shape>
+class Staging {
+  // With three or more, the thread that sends the pieces makes sure that the next one is free before all meet
+  // over the one that they wrote. With two that would wait for the copy just begun, so they meet once more.
+  static constexpr bool kMeetsOnce = Shape::kPieces > 2;
+
+ public:
+  __device__ __forceinline__ Staging(uint32_t shared, int index) : shared_(shared), index_(index) {}
+
+  // Where to write the next piece.
+  __device__ __forceinline__ uint32_t next() const {
+    if constexpr (!kMeetsOnce) {
+      if (threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 1>();
+      named_barrier<128>(1 + index_);
+    }
+    return shared_ + slot_ * Shared<Shape>::kPieceBytes;
+  }
+  // All threads have written it, and the copy engine may read it.
+  __device__ __forceinline__ void written() const {
+    async_proxy_fence();
+    if (kMeetsOnce && threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 2>();
+    named_barrier<128>(1 + index_);
+  }
+  // Its copies, if any, are under way.
+  __device__ __forceinline__ void sent() {
+    if (threadIdx.x % 128 == 0) store_commit();
+    slot_ = slot_ == Shape::kPieces - 1 ? 0 : slot_ + 1;
+  }
+
+ private:
+  uint32_t shared_;
+  int index_;
+  int slot_ = 0;
+};
+
+}  // namespace grouped::cuda::sm90

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the Hopper kernels' blocks are made of: shapes of tiles, one tile as the scheduler tells it, shared
+// memory.
+#pragma once
+
+#include "sm90/ptx.cuh"
+#include "sm90/wgmma.cuh"
+
+namespace grouped::cuda::sm90 {
+
+inline constexpr int kTileRows = 128;
+inline constexpr int kWidthStep = 32;
+// Of the reduction, in one stage: one 128-byte line of 16-bit elements.
+inline constexpr int kReduceTile = 64;
+inline constexpr int kThreads = 384;
+inline constexpr int kMultipliers = 2;  // warpgroups
+inline constexpr int kProducerRegisters = 40;
+inline constexpr int kMultiplierRegisters = 232;
+static_assert(kProducerRegisters + kMultipliers * kMultiplierRegisters <= 65536 / kThreads / 8 * 8 * 3,
+              "the three warpgroups share what the block was launched with: more would wait for ever");
+
+// One tile of the result, as the scheduler tells it to the others.
+struct Tile {
+  int32_t row, column;  // where it begins
+  int32_t width;        // columns to multiply: a multiple of kWidthStep
+  int32_t group;
+  int32_t first_token, num_tokens;  // rows of the inputs: those of the tile, or those reduced over
+  int32_t num_blocks;               // of kReduceTile
+  int32_t flags;
+  // Shared: both blocks of the cluster need the operand. Idle: there is no such tile, but its stages pass.
+  static constexpr int32_t kIsEnd = 1, kSharesLeft = 2, kSharesRight = 4, kIsIdle = 8;
+  // From this bit on: stages behind the operands, for what the result held. As many for both blocks.
+  static constexpr int32_t kOldStages = 16;
+  __device__ __forceinline__ int old_stages() const { return flags / kOldStages; }
+  __device__ __forceinline__ bool is_end() const { return (flags & kIsEnd) != 0; }
+  __device__ __forceinline__ bool shares_left() const { return (flags & kSharesLeft) != 0; }
+  __device__ __forceinline__ bool shares_right() const { return (flags & kSharesRight) != 0; }
+  __device__ __forceinline__ bool is_idle() const { return (flags & kIsIdle) != 0; }
+};
+static_assert(sizeof(Tile) == 32, "two 16-byte words");
+
+// To both blocks of the cluster.
+inline constexpr uint16_t kToBoth = 3;
+
+inline __device__ Tile end_tile() { return {0, 0, 0, 0, 0, 0, 0, Tile::kIsEnd}; }
+
+// The multipliers take turns, a tile each: while one multiplies, the other writes its result.
+struct TakeTurns {
+  static constexpr int kMaxWidth = 192;
+  static constexpr int kHalves = 2;  // wgmmas of 64 rows, for each multiplier
+  static constexpr int kStages = 5;
+  // A result leaves in pieces of so many lines of 128 bytes, so many of each multiplier at once.
+  static constexpr int kPieceLines = 32;
+  static constexpr int kPieces = 3;
+};
+// They share every tile, 64 rows each. It can be wider, so operands are fetched less often for as many
+// products, but no product is made while the results leave.
+struct ShareTiles {
+  static constexpr int kMaxWidth = 256;
+  static constexpr int kHalves = 1;
+  static constexpr int kStages = 4;
+  static constexpr int kPieceLines = 64;
+  static constexpr int kPieces = 2;
+};
+
+// Byte offset of 16-byte unit `unit` of line `line` among lines of 128 swizzled bytes.
+__device__ __forceinline__ uint32_t line_offset(int line, int unit) {
+  return line * kLineBytes + ((unit ^ (line & 7)) << 4);
+}
+
+template <typename Shape>
+struct Shared {
+  static constexpr uint32_t kLeftBytes = kTileRows * kLineBytes;
+  static constexpr uint32_t kStageBytes = kLeftBytes + Shape::kMaxWidth * kLineBytes;
+  static constexpr int kStages = Shape::kStages;
+  static constexpr uint32_t kPieceBytes = Shape::kPieceLines * kLineBytes;
+  static constexpr int kTiles = 4;  // in the queue
+  static constexpr uint32_t kStaging = kStages * kStageBytes;
+  static constexpr uint32_t kTileQueue = kStaging + kMultipliers * Shape::kPieces * kPieceBytes;
+  static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
+  static constexpr uint32_t kBytes = kBarriers + (2 * kStages + 3 * kTiles + kMultipliers) * 8;
+  static_assert(kStages >= 4, "fewer stages do not cover the latency of a copy");
+  static_assert(kBytes <= 227 * 1024, "a block of a Hopper multiprocessor has 227 KB");
+
+  uint32_t base;
+  __device__ __forceinline__ uint32_t left(int stage) const { return base + stage * kStageBytes; }
+  __device__ __forceinline__ uint32_t right(int stage) const { return left(stage) + kLeftBytes; }
+  __device__ __forceinline__ uint32_t staging(int multiplier) const {
+    return base + kStaging + multiplier * Shape::kPieces * kPieceBytes;
+  }
+  __device__ __forceinline__ uint32_t filled(int stage) const { return base + kBarriers + stage * 8; }
+  __device__ __forceinline__ uint32_t emptied(int stage) const { return filled(kStages + stage); }
+  // Of a tile in the queue: the scheduler has told it; all have heard it.
+  __device__ __forceinline__ uint32_t told(int slot) const { return filled(2 * kStages + slot); }
+  __device__ __forceinline__ uint32_t heard(int slot) const { return filled(2 * kStages + kTiles + slot); }
+  // The multiplier may wait for its stages.
+  __device__ __forceinline__ uint32_t may_go(int multiplier) const {
+    return filled(2 * kStages + 2 * kTiles + multiplier);
+  }
+  // Of a tile in the queue: the first multiplier has cleaned the last stage of the right operand for both.
+  __device__ __forceinline__ uint32_t cleaned(int slot) const {
+    return filled(2 * kStages + 2 * kTiles + kMultipliers + slot);
+  }
+};
+
+// acc[half][..] holds 64 rows.
+template <typename Shape>
+using Accumulators = float[Shape::kHalves][Shape::kMaxWidth / 2];
+
+}  // namespace grouped::cuda::sm90

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which configuration the Hopper kernels take: pure functions of the shape, so their answers are written down here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+#include <cstdint>
+#include <cstdio>
+#include <iostream>
+#include "sm90/heuristic.h"
+using namespace grouped::cuda::sm90;
+int main() {
+  std::string op;
+  int64_t T, K, N, G;
+  while (std::cin >> op >> T >> K >> N >> G)
+    std::cout << to_string(op == "mm" ? mm_config(T, K, N, G) : wgrad_config(T, K, N, G)) << "\\n";
+}
+"""
+TURNS = "sm90 128x192, multipliers take turns"
+SHARE = "sm90 128x256, multipliers share"
+EVEN = ", groups cut evenly"
+GOLDEN = {
+    ("mm", 65536, 2048, 1536, 128): TURNS + EVEN,
+    ("mm", 65536, 768, 2048, 128): TURNS + EVEN,
+    ("mm", 32768, 4096, 7168, 8): TURNS + EVEN,
+    ("mm", 16384, 4096, 28672, 8): TURNS + EVEN,
+    ("mm", 500_000, 256, 256, 1): TURNS + EVEN,
+    ("mm", 32768, 7168, 4096, 8): SHARE,  # long sums
+    ("mm", 16384, 28672, 4096, 8): SHARE,
+    ("mm", 16, 16384, 32768, 1): SHARE,
+    ("mm", 32768, 2880, 5760, 128): SHARE + EVEN,  # few rows a group
+    ("mm", 81920, 512, 2048, 512): SHARE + EVEN,
+    ("mm", 8192, 2048, 1536, 128): SHARE + EVEN,
+    ("mm", 16, 256, 256, 1024): SHARE + EVEN,
+    ("wgrad", 65536, 2048, 1536, 128): SHARE,
+    ("wgrad", 32768, 7168, 4096, 8): SHARE,
+}
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple, str]:
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler on PATH")
+    folder = tmp_path_factory.mktemp("sm90_choice")
+    source = folder / "choice.cc"
+    source.write_text(PROGRAM)
+    includes = [f"-I{ROOT / 'ffi' / part}" for part in ("", "include", "cuda")]
+    subprocess.run([compiler, "-std=c++17", *includes, str(source), "-o", str(folder / "choice")], check=True)
+    lines = "\n".join(" ".join(map(str, case)) for case in GOLDEN)
+    result = subprocess.run([str(folder / "choice")], input=lines, check=True, capture_output=True, text=True)
+    return dict(zip(GOLDEN, result.stdout.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda c: "-".join(map(str, c)))
+def test_golden(case: tuple, choices: dict[tuple, str]) -> None:
+    assert choices[case] == GOLDEN[case]

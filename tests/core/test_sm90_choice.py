@@ -20,7 +20,7 @@ int main() {
   std::string op;
   int64_t T, K, N, G;
   while (std::cin >> op >> T >> K >> N >> G)
-    std::cout << to_string(op == "mm" ? mm_config(T, K, N, G) : wgrad_config(T, K, N, G)) << "\\n";
+    std::cout << to_string(op == "mm" ? mm_config(T, K, N, G) : wgrad_config(T, K, N, G, op == "wgrad_acc")) << "\\n";
 }
 """
 TURNS = "sm90 128x192, multipliers take turns"
@@ -39,8 +39,11 @@ GOLDEN = {
     ("mm", 81920, 512, 2048, 512): SHARE + EVEN,
     ("mm", 8192, 2048, 1536, 128): SHARE + EVEN,
     ("mm", 16, 256, 256, 1024): SHARE + EVEN,
-    ("wgrad", 65536, 2048, 1536, 128): SHARE,
-    ("wgrad", 32768, 7168, 4096, 8): SHARE,
+    ("wgrad", 65536, 2048, 1536, 128): TURNS,
+    ("wgrad", 32768, 7168, 4096, 8): TURNS,
+    ("wgrad", 32768, 2880, 5760, 128): SHARE,
+    ("wgrad_acc", 65536, 2048, 1536, 128): SHARE,
+    ("wgrad_acc", 32768, 7168, 4096, 8): SHARE,
 }
 
 

@@ -23,6 +23,8 @@ from source_hash import ROOT, source_hash
 SITE = package.FOLDER / "site"
 LOGS = Path(os.environ.get("GROUPED_GPU_LOGS", package.FOLDER / "logs"))
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
+# Each configuration of the Hopper kernels in turn, and what serves other shapes and GPUs.
+FORCED = ("turns", "share", "portable")
 
 
 def install() -> None:
@@ -57,16 +59,17 @@ def run_pytest() -> dict:
     return {"passed": passed, "failed": failed, "skips": skips, "exit_code": code}
 
 
-def run_executable(tool: str | None) -> dict:
-    """The C++ executable, alone or under one of compute-sanitizer's tools."""
+def run_executable(tool: str | None, kernels: str = "") -> dict:
+    """The C++ executable, alone or under one of compute-sanitizer's tools. `kernels`: for GROUPED_TEST_KERNELS."""
     command = [str(package.FOLDER / package.EXECUTABLE)]
     if tool is not None:
         if shutil.which("compute-sanitizer") is None:
             return {"passed": 0, "failed": 0, "skips": ["compute-sanitizer is not on PATH"], "exit_code": 0}
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *command, "--quick"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "GROUPED_TEST_KERNELS": kernels}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     text = result.stdout + result.stderr
-    (LOGS / f"sanitize-{tool or 'plain'}.log").write_text(text)
+    (LOGS / f"sanitize-{tool or kernels or 'plain'}.log").write_text(text)
     counts = re.findall(r"^(\d+) passed, (\d+) failed", text, re.MULTILINE)
     passed, failed = (int(n) for n in counts[-1]) if counts else (0, 1)
     verdict = re.findall(r"ERROR SUMMARY: .*|RACECHECK SUMMARY: .*", text)
@@ -95,6 +98,7 @@ def main() -> int:
     for name, suite in [
         ("contract (pytest)", run_pytest),
         ("executable", lambda: run_executable(None)),
+        *((f"executable, {k}", lambda k=k: run_executable(None, k)) for k in FORCED),
         *((tool, lambda tool=tool: run_executable(tool)) for tool in SANITIZERS),
     ]:
         print(f"==> {name}", flush=True)

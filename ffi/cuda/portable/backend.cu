@@ -79,7 +79,7 @@ Status mm(const MmProblem& p, const Launch& launch) {
 Status wgrad(const WgradProblem& p, const Launch& launch) {
   return on_device(p.sizes, launch, p.G == 0 || p.K == 0 || p.N == 0, [&] {
     if (use_sm90(p, launch)) {
-      const cuda::sm90::Config config = as_forced(cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G));
+      const cuda::sm90::Config config = as_forced(cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate));
       log_choice("grouped_wgrad", p.K, p.N, p.G, p.out_is_gkn, to_string(config));
       return p.in == DType::kF16 ? cuda::sm90::wgrad_f16(p, config, launch)
                                  : cuda::sm90::wgrad_bf16(p, config, launch);

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One persistent block: what its shared memory holds and what each of its warps does.
 //
-//   warps 0, 1, one lane copy the left and the right operand into a ring of stages, as far ahead as the ring
-//   is
-//                        deep; one warp for both does not issue copies fast enough
+//   warp 0, one lane     copies the left operand into a ring of stages, as far ahead as the ring is deep
+//   warp 1, one lane     the right one; a single warp does not issue copies fast enough
 //   warp 2               schedules: which tile comes next, told to all through a short queue
 //   warp 3               side work that needs no order (zeros in the tail)
 //   warpgroups 1, 2      multiply, and write what they multiplied

@@ -181,7 +181,7 @@ Status mm_in(const MmProblem& p, bool is_even, const Launch& launch) {
   params.sizes = p.sizes;
   params.is_even = is_even;
   params.has_panels = p.weight_is_gkn && p.N % 64 == 0;
-  TensorMaps maps(p.in);
+  TensorMaps maps(p.in, false);
   for (int i = 0; i < 4; ++i) maps.add(&params.x[i], p.x, {p.K, p.T}, {kReduceTile, row_box<Shape>(i)});
   for (int i = 0; i < 2; ++i) {
     const int features = kTileRows >> i;

@@ -64,7 +64,7 @@ class TileQueue {
 
 // One operand of all tiles, by one lane. `Loader` is made of the work's parameters and a tile: bytes() of a
 // stage, load() fills one. Behind the operands come the stages of what the result held before: load_old()
-// fills one and returns its bytes.
+// fills one, or only arrives where the other operand's loader does it.
 template <typename Loader, typename Work>
 __device__ __forceinline__ void produce(const Work& work, uint32_t first_stage,
                                         Shared<typename Work::Shape> shared,

@@ -69,12 +69,12 @@ void TensorMaps::encode(CUtensorMap* map, const void* data, std::initializer_lis
     steps[d] = 1;
     if (d < rank - 1) stride_bytes[d] = static_cast<cuuint64_t>(strides[d] * size_of(dtype));
   }
-  // Lines are 128 bytes: promotion to 256 fetched twice what is needed, across the two halves of L2.
   const CUresult result =
       encode_tiled(map, type_of(dtype), static_cast<cuuint32_t>(rank), const_cast<void*>(data), sizes,
                    stride_bytes, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
                    line_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
-                   CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                   pairs_lines_ ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     fail("cuTensorMapEncodeTiled failed with CUresult " + std::to_string(static_cast<int>(result)) + ".");
   }

@@ -16,7 +16,9 @@ namespace grouped::cuda::sm90 {
 // Adds maps until one fails; status() is then its sentence.
 class TensorMaps {
  public:
-  explicit TensorMaps(DType dtype) : dtype_(dtype) {}
+  // `pairs_lines`: what lies beside a box's lines of 128 bytes is needed at once, so L2 fetches both.
+  // Elsewhere it would cross between the two halves of L2 more than once.
+  TensorMaps(DType dtype, bool pairs_lines) : dtype_(dtype), pairs_lines_(pairs_lines) {}
 
   // `dims` and `box` in elements, the contiguous dimension first. `line_bytes`: of the box in shared memory,
   // 128 or 64, swizzled likewise.
@@ -39,6 +41,7 @@ class TensorMaps {
               std::initializer_list<int> box, DType dtype, int line_bytes);
 
   DType dtype_;
+  bool pairs_lines_;
   Status status_;
 };
 

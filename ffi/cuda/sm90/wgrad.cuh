@@ -185,7 +185,7 @@ Status wgrad_in(const WgradProblem& p, const Launch& launch) {
   const bool is_wide = p.out_dtype == DType::kF32;
   const int panel_columns = is_wide ? 32 : 64;
   constexpr int kPieceLineBytes = static_cast<int>(Shared<Shape>::kPieceBytes) / 64;
-  TensorMaps maps(p.in);
+  TensorMaps maps(p.in, true);
   add_panel_maps(maps, &params.left, params.wgrad.left, rows, p.T);
   add_panel_maps(maps, &params.right, params.wgrad.right, columns, p.T);
   maps.add(&params.old, p.out, {columns, rows, p.G}, {panel_columns, 64, 1}, p.out_dtype);

@@ -22,7 +22,8 @@ def autocast_operands(*operands: Tensor, vectors: tuple[Tensor | None, ...] = ()
       vectors: bias and row_scale, which may be fp32 beside 16-bit operands and then stay so.
     """
     device = operands[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    # Named, not asked of torch: torch 2.11's compiler cannot trace that question.
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return (*operands, *vectors)
     target = torch.get_autocast_dtype(device)
 

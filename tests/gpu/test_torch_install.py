@@ -56,7 +56,8 @@ def without_synchronisation(function):
 @pytest.mark.parametrize("of_b", ["rows", "columns"])
 def test_torchs_grouped_mm_is_the_cores(rng, kind, of_b):
     problem, a, b, offs = operands(rng, kind, of_b)
-    theirs = F.grouped_mm(a, b, offs=offs)
+    # Theirs stops the device at ends that are no multiples of 16 bytes where they cut rows.
+    theirs = F.grouped_mm(a, b, offs=None if offs is None else (offs + 7) // 8 * 8)
     torch_grouped.install()
     before = calls()
     y = without_synchronisation(lambda: F.grouped_mm(a, b, offs=offs))

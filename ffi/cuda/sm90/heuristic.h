@@ -60,7 +60,7 @@ inline Config mm_config(int64_t T, int64_t K, int64_t, int64_t G) {
 // What the result held arrives behind the operands and keeps the ring from the other multiplier, so no turns
 // then.
 inline Config wgrad_config(int64_t T, int64_t, int64_t, int64_t G, bool accumulate) {
-  return {T > 256 * G && !accumulate, false};
+  return {T >= 256 * G && !accumulate, false};
 }
 
 }  // namespace grouped::cuda::sm90

@@ -69,12 +69,22 @@ void TensorMaps::encode(CUtensorMap* map, const void* data, std::initializer_lis
     steps[d] = 1;
     if (d < rank - 1) stride_bytes[d] = static_cast<cuuint64_t>(strides[d] * size_of(dtype));
   }
-  const CUresult result =
-      encode_tiled(map, type_of(dtype), static_cast<cuuint32_t>(rank), const_cast<void*>(data), sizes,
-                   stride_bytes, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                   line_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
-                   pairs_lines_ ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto try_encode = [&] {
+    return encode_tiled(
+        map, type_of(dtype), static_cast<cuuint32_t>(rank), const_cast<void*>(data), sizes, stride_bytes,
+        boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        line_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
+        pairs_lines_ ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult result = try_encode();
+  // The driver's functions need a context in this thread; only the runtime's make one, and ours may be the
+  // first call of a framework's new thread.
+  int device = 0;
+  if (result == CUDA_ERROR_INVALID_CONTEXT && cudaGetDevice(&device) == cudaSuccess &&
+      cudaSetDevice(device) == cudaSuccess) {
+    result = try_encode();
+  }
   if (result != CUDA_SUCCESS) {
     fail("cuTensorMapEncodeTiled failed with CUresult " + std::to_string(static_cast<int>(result)) + ".");
   }

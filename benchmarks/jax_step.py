@@ -158,12 +158,8 @@ def make_forms(shape: Shape, data: tuple) -> tuple[dict[str, Form], dict[str, st
             missing[name] = str(error).splitlines()[0][:200]
 
     add("grouped_mlp, donated buffers", experts_of_ours, buffers_of(shape))
-    install = getattr(jax_grouped, "install", None)
-    if install is not None:
-        with install((platform,)):
-            add("ragged_dot after install()", experts_of_jax, {})
-    else:
-        missing["ragged_dot after install()"] = "this jax_grouped has no install()"
+    with jax_grouped.install((platform,)):
+        add("ragged_dot after install()", experts_of_jax, {})
     add("jax.lax.ragged_dot", experts_of_jax, {})
     return forms, missing
 

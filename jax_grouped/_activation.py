@@ -11,8 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from grouped_core import Activation, Op, Tail, activation_options
 from jax_grouped import _operations as core
-from jax_grouped._calls import Array, check_arguments, result_type, vary_together
-from jax_grouped._refs import Buffer, check_buffers, cotangent, read, write
+from jax_grouped._calls import Array, check_arguments, check_own, result_type, vary_together
+from jax_grouped._refs import Buffer, check_buffers, cotangent, is_ref, read, write
 
 __all__ = ["grouped_activation"]
 
@@ -69,6 +69,7 @@ def grouped_activation(
         # Backward's rules, with the result in the place of its gradient.
         backward = {"h": h, "out": y, "group_sizes": group_sizes, "row_scale": row_scale, "dgrad_out": dgrad_out}
         check_arguments(Op.ACTIVATION_GRAD, {**backward, "d_row_scale": None}, options)
+    check_own({"out": out if is_ref(out) else None, "dgrad_out": dgrad_out}, (h, group_sizes, row_scale))
     with jax.named_scope("grouped_activation"):
         result = _activation(choice, *vary_together(h, group_sizes, row_scale, read(out), dgrad_out))
         write(out, result)

@@ -24,9 +24,9 @@ from jax.custom_batching import custom_vmap
 
 from grouped_core import Op, Options, argument_dims
 
-__all__ = ["Folded", "batchable", "fold"]
+__all__ = ["MOST_ROWS", "Folded", "batchable", "fold", "times"]
 
-_MOST_ROWS = 2**31 - 1  # of the narrowest type that sizes have
+MOST_ROWS = 2**31 - 1  # of the narrowest type that sizes have
 Folded = tuple[list[Any], dict[int, tuple[int, ...]], int]
 
 
@@ -70,7 +70,7 @@ def fold(
     weight_is_shared = any(name == "weight" and not batched[i] for i, (name, _) in enumerate(rules) if i in batched)
     if weight_is_shared:
         groups_are_shared = not any(batched[i] for i in batched if rules[i][1][0] == "G")
-        fits = type(T) is int and (T + 1) * size <= _MOST_ROWS
+        fits = type(T) is int and (T + 1) * size <= MOST_ROWS
         by_row = [dims[0] == "T" for _, dims in rules]
         return _interleave(size, T, inputs, batched, shapes, sizes_at, by_row) if groups_are_shared and fits else None
     if groups == 0:
@@ -110,6 +110,14 @@ def fold(
     return ([flat(i, a) for i, a in enumerate(inputs)], folded, count), unfold
 
 
+def times(group_sizes: Any, count: int, T: int) -> Any:
+    """Sizes where each of T rows has become `count` rows. (T + 1) * count must fit their type.
+
+    Cut down to what is too large or negative all the same, so that no product wraps around into a fit.
+    """
+    return jnp.clip(group_sizes, -1, T + 1) * count
+
+
 def _interleave(
     size: int,
     T: int,
@@ -123,8 +131,7 @@ def _interleave(
 
     def flat(i: int, array: Any) -> Any:
         if i == sizes_at:
-            # Cut down to what is too large or negative all the same, so that no product wraps around into a fit.
-            return jnp.clip(array, -1, T + 1) * size
+            return times(array, size, T)
         if array is None or not by_row[i]:
             return array
         whole = jnp.moveaxis(array, 0, 1) if batched[i] else jnp.repeat(array[:, None], size, axis=1)

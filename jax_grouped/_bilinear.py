@@ -24,9 +24,9 @@ from jax.interpreters import ad, batching, mlir
 
 from grouped_core import other_layout
 from jax_grouped import _operations as core
+from jax_grouped._batching import MOST_ROWS, times
 from jax_grouped._calls import Array, accumulator
 
-_MAX_INT32 = 2**31 - 1
 _PARAMETERS = ("weight_layout", "dtype", "batched")
 _NONE = (False, False, False)
 
@@ -104,9 +104,9 @@ def _batch_mm(operands: Sequence[Array], dims: Sequence[int | None], **parameter
     # of the result depends on that row and its weight only, so these are the bits of separate calls.
     x = jnp.moveaxis(x, dims[0], 1)
     T, count, K = x.shape
-    if type(T) is not int or T * count > _MAX_INT32:  # the sizes might not fit their type
+    if type(T) is not int or (T + 1) * count > MOST_ROWS:  # the sizes might not fit their type
         return _one_by_one(partial(mm, **parameters), operands, dims)
-    y = mm(x.reshape(T * count, K), weight, group_sizes * count, **parameters)
+    y = mm(x.reshape(T * count, K), weight, times(group_sizes, count, T), **parameters)
     return y.reshape(T, count, y.shape[1]), 1
 
 

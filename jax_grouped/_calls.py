@@ -76,6 +76,21 @@ def vary_together(*arrays: Any) -> tuple[Any, ...]:
     return tuple(map(vary, arrays))
 
 
+def check_own(buffers: Mapping[str, Any], inputs: Iterable[Any]) -> None:
+    """Refuses a buffer that devices share where what each of them writes is its own.
+
+    JAX would add the buffers of all devices up, what they held before included; a Ref would hold any one device's.
+    """
+    axes = frozenset().union(*map(_varying_axes, inputs))
+    for name, buffer in buffers.items():
+        missing = sorted(axes - _varying_axes(buffer))
+        if buffer is not None and missing:
+            raise ValueError(
+                f"{name} must be every device's own over the mesh axes {missing}, as what is written there is; got one "
+                f"that they share. Give it in_specs that name these axes, and add the parts up with jax.lax.psum."
+            )
+
+
 def result_type(shape: Sequence[Any], dtype: Any, *like: Array | None) -> Any:
     """A new result's type. Inside shard_map it varies over every mesh axis over which one of `like` does."""
     varying = [a for a in like if a is not None and _varying_axes(a)]
@@ -91,6 +106,8 @@ def result_type(shape: Sequence[Any], dtype: Any, *like: Array | None) -> Any:
 def _describe(name: str, value: Any) -> tuple | None:
     if value is None:
         return None
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        raise TypeError(f"{name} must be an array; got {type(value).__name__}. Pass jax.numpy.asarray({name}).")
     dtype = int(_DTYPES.get(np.dtype(value.dtype).name, DType.OTHER))
     return name, 0, dtype, tuple(value.shape), None, CPU_DEVICE, NO_DATA
 

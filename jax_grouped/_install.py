@@ -40,7 +40,7 @@ class _Tables(NamedTuple):
 class Installation:
     """What `install` did. As a context manager it takes that back at its end, and only that."""
 
-    def __init__(self, added: tuple[str, ...]) -> None:
+    def __init__(self, added: dict[str, Any]) -> None:
         self._added = added
 
     def __enter__(self) -> Installation:
@@ -99,12 +99,13 @@ def install(platforms: Sequence[str] = ("cuda",)) -> Installation:
             _found[platform], _ours[platform] = before, tables.specific[platform][tables.primitive]
         if added:
             jax.clear_caches()
-    return Installation(added)
+        return Installation({platform: _ours[platform] for platform in added})
 
 
 def uninstall() -> None:
     """Gives JAX its own lowering back on every platform, and clears its caches. Without `install` nothing happens."""
-    _remove(installed())
+    with _lock:
+        _remove(dict(_ours))
 
 
 def installed() -> tuple[str, ...]:
@@ -113,9 +114,9 @@ def installed() -> tuple[str, ...]:
         return tuple(p for p in _PLATFORMS if p in _found)
 
 
-def _remove(platforms: Sequence[str]) -> None:
+def _remove(entries: dict[str, Any]) -> None:
     with _lock:
-        there = [p for p in platforms if p in _found]
+        there = [p for p, entry in entries.items() if _ours.get(p) is entry]
         for platform in there:
             tables = _tables()
             rules = tables.specific[platform]

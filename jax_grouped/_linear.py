@@ -11,8 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from grouped_core import Op, Options, other_layout, weight_layout_code
 from jax_grouped import _operations as core
-from jax_grouped._calls import Array, accumulator, check_arguments, vary_together
-from jax_grouped._refs import Buffer, check_buffers, cotangent, read, write
+from jax_grouped._calls import Array, accumulator, check_arguments, check_own, vary_together
+from jax_grouped._refs import Buffer, check_buffers, cotangent, is_ref, read, write
 
 __all__ = ["grouped_linear"]
 
@@ -53,7 +53,7 @@ def grouped_linear(
 
     JAX pairs donated arguments and results by shape and order, so hand buffers of one shape back in the order in
     which they came. Each buffer may be a whole ``jax.Ref`` instead, to be used inside jit: it is written where it is,
-    nothing is donated or handed back, and it has no cotangent.
+    nothing is donated or handed back, and it has no cotangent: the loss must read ``y``, not the Ref.
 
     Args:
       x: ``[T, K]`` float16, bfloat16, float32 or float64.
@@ -102,6 +102,8 @@ def grouped_linear(
         "wgrad_out": wgrad_out,
     }
     check_arguments(Op.LINEAR, arguments, Options(weight_layout=config.weight_layout))
+    own = {"out": out if is_ref(out) else None, "dgrad_out": dgrad_out, "wgrad_out": wgrad_out}
+    check_own(own, (x, weight, group_sizes, bias, row_scale))
     with jax.named_scope("grouped_linear"):
         arguments["out"] = read(out)
         y = _linear(config, *vary_together(*arguments.values()))

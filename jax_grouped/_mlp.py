@@ -20,8 +20,8 @@ from grouped_core import (
     weight_layout_code,
 )
 from jax_grouped import _operations as core
-from jax_grouped._calls import Array, check_arguments, result_type, vary_together
-from jax_grouped._refs import Buffer, check_buffers, cotangent, read, write
+from jax_grouped._calls import Array, check_arguments, check_own, result_type, vary_together
+from jax_grouped._refs import Buffer, check_buffers, cotangent, is_ref, read, write
 
 __all__ = ["grouped_mlp"]
 
@@ -139,6 +139,7 @@ def grouped_mlp(
     config = _Config(choice, layout, bool(accumulate_wgrad), bool(recompute_activation))
     given = _Arguments(x, fc1_weight, fc2_weight, group_sizes, fc1_bias, fc2_bias, row_scale, **buffers)
     _check(config, given)
+    check_own({**buffers, "out": out if is_ref(out) else None}, given[:7])
     with jax.named_scope("grouped_mlp"):
         y = _mlp(config, *vary_together(*given._replace(out=read(out))))
         write(out, y)

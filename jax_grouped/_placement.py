@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, get_abstract_mesh
 
 __all__ = ["automatic_devices", "device_local"]
@@ -47,7 +47,8 @@ def _is_everywhere(aval: Any) -> bool:
     """Whether its type says that every device has all of it; types of automatic axes say nothing."""
     mesh = get_abstract_mesh() if aval.sharding.mesh.empty else aval.sharding.mesh
     explicit = not mesh.empty and all(kind == AxisType.Explicit for kind in mesh.axis_types)
-    return explicit and all(axis is None for axis in aval.sharding.spec)
+    spec = aval.sharding.spec
+    return explicit and not getattr(spec, "unreduced", None) and all(axis is None for axis in spec)
 
 
 def _check(devices: int) -> None:
@@ -70,8 +71,16 @@ def _run_eagerly(*arrays: jax.Array) -> list[jax.Array]:
     return list(arrays)
 
 
+def _refuse_derivative(*_: Any) -> Any:
+    raise NotImplementedError(
+        "jax_grouped's calls must be differentiated once, in reverse mode; got a derivative of that gradient. "
+        "jax_grouped.ragged_dot without out has all derivatives."
+    )
+
+
 _device_local.multiple_results = True
 _device_local.def_impl(_run_eagerly)
 _device_local.def_abstract_eval(lambda *avals: avals)
 mlir.register_lowering(_device_local, _lower)
+ad.primitive_jvps[_device_local] = _refuse_derivative
 batching.primitive_batchers[_device_local] = lambda arrays, dims: (_device_local.bind(*arrays), dims)

@@ -40,7 +40,8 @@ def ragged_dot(
     Args:
       lhs: ``[T, K]`` float16, bfloat16, float32 or float64.
       rhs: ``[G, K, N]``. Where its dtype differs from that of lhs both are cast to that of the result, as JAX does.
-      group_sizes: ``[G]`` integers; int32 and int64 go as they are, others are cast to int32.
+      group_sizes: ``[G]`` integers; int32 and int64 go as they are, uint64 is cast to
+        int64, others to int32.
       precision: as JAX takes it. The core computes float32 in full float32 and float64 in float64, so only an
         explicit algorithm changes anything: JAX computes that itself.
       preferred_element_type: dtype of the result: that of lhs (default), float32 beside 16-bit lhs. Others cost a

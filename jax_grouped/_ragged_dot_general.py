@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_grouped._calls import Array, vary_together
+from jax_grouped._calls import Array, check_own, vary_together
 from jax_grouped._log import log_once
 from jax_grouped._ragged_form import Mode, compute, form_of, why_not
-from jax_grouped._refs import Buffer, check_buffers, read, write
+from jax_grouped._refs import Buffer, check_buffers, is_ref, read, write
 
 __all__ = ["ragged_dot_general"]
 
@@ -98,6 +98,8 @@ def evaluate(
 ) -> Array:
     """The call on the core where that serves it, else JAX's own. options: JAX's arguments but the arrays."""
     check_buffers(out=out)
+    if is_ref(out):
+        check_own({"out": out}, (lhs, rhs, group_sizes))
     with jax.named_scope(name):
         lhs, rhs, group_sizes, target = vary_together(lhs, rhs, group_sizes, read(out))
         lhs, rhs, group_sizes = map(jnp.asarray, (lhs, rhs, group_sizes))

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 from grouped_core import weight_layout_code
 from jax_grouped import _bilinear
 from jax_grouped import _operations as core
+from jax_grouped._batching import MOST_ROWS, times
 from jax_grouped._calls import Array, accumulator
 
 SERVED_DTYPES = tuple(jnp.dtype(d) for d in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64))
 _GNK, _GKN = weight_layout_code("gnk"), weight_layout_code("gkn")
-_MAX_INT32 = 2**31 - 1
 
 
 class Mode(Enum):
@@ -89,7 +89,7 @@ def why_not(lhs: Any, rhs: Any, dtype: Any, numbers: Any, precision: Any) -> str
     rows = [lhs.shape[d] for d in (form.ragged[0], *form.inner[0])]
     if len(rows) > 1 and not all(type(r) is int for r in rows):
         return "a dimension inner to the ragged one is symbolic"
-    if len(rows) > 1 and math.prod(rows) > _MAX_INT32:
+    if len(rows) > 1 and (rows[0] + 1) * math.prod(rows[1:]) > MOST_ROWS:
         return f"{rows} rows, folded into one dimension, do not fit int32"
     return None
 
@@ -99,9 +99,9 @@ def compute(lhs: Array, rhs: Array, group_sizes: Array, numbers: Any, dtype: Any
     form = form_of(lhs.ndim, rhs.ndim, numbers)
     lhs, rhs, kernel_dtype = _operands(lhs, rhs, jnp.dtype(dtype))
     if group_sizes.dtype not in (jnp.int32, jnp.int64):
-        group_sizes = group_sizes.astype(jnp.int32)
+        group_sizes = group_sizes.astype(jnp.int64 if group_sizes.dtype == jnp.uint64 else jnp.int32)
     if form.inner[0]:
-        group_sizes = group_sizes * math.prod(lhs.shape[d] for d in form.inner[0])
+        group_sizes = times(group_sizes, math.prod(lhs.shape[d] for d in form.inner[0]), lhs.shape[form.ragged[0]])
     contracting = form.mode is Mode.CONTRACTING
     result = (_weight_gradient if contracting else _product)(form, lhs, rhs, group_sizes, kernel_dtype, out)
     return result.astype(dtype)

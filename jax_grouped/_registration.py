@@ -41,7 +41,8 @@ def check_jaxlib(built: tuple[int, int], running: tuple[int, int] | None) -> Non
     if running[0] != built[0] or running < built:
         raise ImportError(
             f"jax_grouped was built for XLA FFI {built[0]}.{built[1]} and {given} speaks {running[0]}.{running[1]}; "
-            f"registering would stop JAX's backend. Install jaxlib>={_OLDEST_JAXLIB}, or build grouped-ffi against "
+            f"registering would stop JAX's backend. Install a jaxlib>={_OLDEST_JAXLIB} that speaks "
+            f"{built[0]}.x, x >= {built[1]}, or build grouped-ffi against "
             f"this jaxlib with GROUPED_SYSTEM_JAXLIB=1 pip install --no-build-isolation."
         )
 

@@ -7,9 +7,8 @@ backward has written since would be reported as modified.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,12 +70,20 @@ class GroupedLinearFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        """Saves what the gradients need; `out` is not among it."""
+        """Saves what the wanted gradients need; `out` is never among it."""
         x, weight, bias, row_scale, group_sizes, out, ctx.dgrad_out, ctx.wgrad_out = inputs[:8]
         ctx.accumulate_wgrad, ctx.weight_layout, ctx.take_wgrad = inputs[8:]
         if out is not None:
             ctx.mark_dirty(out)
-        ctx.save_for_backward(x, weight, bias, row_scale, group_sizes)
+        of_x, of_weight, of_bias, of_scale = ctx.needs_input_grad[:4]
+        ctx.bias_dtype = bias.dtype if of_bias else None
+        ctx.save_for_backward(
+            x if of_weight or of_scale else None,
+            weight if of_x or of_scale else None,
+            bias if of_scale else None,
+            row_scale,
+            group_sizes,
+        )
 
     @staticmethod
     @first_derivative_only
@@ -97,12 +104,15 @@ class GroupedLinearFunction(torch.autograd.Function):
             if needs_dweight and ctx.take_wgrad is not None:
                 dweight = ctx.take_wgrad(x, dz, group_sizes, ctx.weight_layout)
             elif needs_dweight:
-                target = torch.empty_like(weight) if ctx.wgrad_out is None else ctx.wgrad_out
+                target = ctx.wgrad_out
+                if target is None:
+                    columns = (dy.shape[1], x.shape[1])
+                    target = dy.new_empty(group_sizes.shape[0], *(columns[::-1] if ctx.weight_layout else columns))
                 accumulate = ctx.wgrad_out is not None and ctx.accumulate_wgrad
                 _ops.wgrad(x, dz, group_sizes, target, ctx.weight_layout, accumulate)
                 dweight = target if ctx.wgrad_out is None else None
             if needs_dbias:
-                dbias = torch.empty_like(bias)
+                dbias = dy.new_empty(group_sizes.shape[0], dy.shape[1], dtype=ctx.bias_dtype)
                 _ops.bias_grad(dz, group_sizes, dbias, False)
         return dx, dweight, dbias, dscale, None, None, None, None, None, None, None
 
@@ -115,7 +125,7 @@ class GroupedLinearFunction(torch.autograd.Function):
 def _input_gradients(
     ctx: Any,
     dy: Tensor,
-    x: Tensor,
+    x: Tensor | None,
     weight: Tensor,
     group_sizes: Tensor,
     bias: Tensor | None,
@@ -124,8 +134,10 @@ def _input_gradients(
     needs_dscale: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     zero_tail = ctx.dgrad_out is None
-    dx = torch.empty_like(x) if zero_tail else ctx.dgrad_out
-    if not needs_dscale or row_scale is None:
+    dx = ctx.dgrad_out
+    if zero_tail and needs_dx:
+        dx = dy.new_empty(dy.shape[0], weight.shape[2 - ctx.weight_layout])
+    if not needs_dscale or row_scale is None or x is None:
         _ops.dgrad(dy, weight, group_sizes, row_scale, dx, None, ctx.weight_layout, zero_tail)
         return dx, None
     # The gradient of row_scale is x . (dy W^T) + dy . bias: one product serves it and dx. Kept in the accumulator's
@@ -190,30 +202,3 @@ class GroupedActivationFunction(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         """One element of the batch after another."""
         return in_a_loop(GroupedActivationFunction, info, in_dims, arguments)
-
-
-class _BoundByPosition:
-    kwargs: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, args: tuple) -> None:
-        self.args = args
-
-    def apply_defaults(self) -> None:
-        """Nothing is left to a default."""
-
-
-class _SignatureByPosition(inspect.Signature):
-    """A signature that takes what it is given: torch binds one at each call, which costs more than the call."""
-
-    def bind(self, *args: Any, **kwargs: Any) -> Any:
-        return super().bind(*args, **kwargs) if kwargs else _BoundByPosition(args)
-
-
-def bind_by_position(function: type[torch.autograd.Function]) -> None:
-    """Makes calls of `function` with positional arguments cheap."""
-    parameters = inspect.signature(function.forward).parameters.values()
-    function.forward.__signature__ = _SignatureByPosition(list(parameters))  # pyright: ignore[reportFunctionMemberAccess]
-
-
-bind_by_position(GroupedLinearFunction)
-bind_by_position(GroupedActivationFunction)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from torch_grouped._mlp import run_mlp
 from torch_grouped._sizes import GroupSizes
@@ -19,7 +20,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def _is_plain(module: nn.Module) -> bool:
-    return not any(getattr(module, name) for name in _HOOKS)
+    # Accelerate and others put a forward of their own on the instance.
+    return "forward" not in vars(module) and not any(getattr(module, name) for name in _HOOKS)
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
@@ -29,7 +31,8 @@ def _is_plain_linear(module: nn.Module) -> bool:
 
 def _can_fuse(fc1: nn.Module, activation: nn.Module, fc2: nn.Module) -> bool:
     return (
-        _is_plain_linear(fc1)
+        not _has_any_global_hook()
+        and _is_plain_linear(fc1)
         and isinstance(activation, GroupedActivation)
         and type(activation).__module__ == GroupedActivation.__module__
         and _is_plain(activation)

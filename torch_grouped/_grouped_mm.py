@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from torch_grouped import _ops
-from torch_grouped._autograd import apply, bind_by_position
+from torch_grouped._autograd import apply
 from torch_grouped._buffers import apart_from, detached
 from torch_grouped._describe import current_stream
+from torch_grouped._direct import is_eager
 from torch_grouped._transforms import in_a_loop, refuse_buffers_under_transforms
 
 _GNK, _GKN = 0, 1  # how the core reads [G, N, K] and [G, K, N]
@@ -99,7 +100,9 @@ def _check_kind(a: Tensor, b: Tensor, offs: Tensor | None, bias: Tensor | None) 
             "Pass weight.mT for a weight stored [G, N, K]."
         )
     if rank_a + rank_b == 6 and a.shape[0] != b.shape[0]:
-        raise ValueError(f"a and b must have as many groups; got {a.shape[0]} and {b.shape[0]}.")
+        raise ValueError(
+            f"b must have as many groups as a; got {b.shape[0]} beside {a.shape[0]}. Pass one matrix for each group."
+        )
     if a.dtype != b.dtype:
         raise TypeError(f"b must have the dtype of a; got {a.dtype} @ {b.dtype}. Cast one of them.")
     if bias is not None and (rank_a, rank_b) != (2, 3):
@@ -129,7 +132,7 @@ def _equal_ends(groups: int, rows: int, device: torch.device, stream: int) -> Te
 def _ends_of_equal_groups(groups: int, rows: int, like: Tensor) -> Tensor:
     is_number = type(groups) is int and type(rows) is int
     # In a graph's own memory a tensor lasts as long as the graph does; under a tracer as long as the trace.
-    if not is_number or torch.compiler.is_compiling() or type(like) is not Tensor or _is_capturing(like):
+    if not is_number or not is_eager() or type(like) is not Tensor or _is_capturing(like):
         return torch.arange(1, groups + 1, device=like.device) * rows
     return _equal_ends(groups, rows, like.device, current_stream(like.device))
 
@@ -173,9 +176,11 @@ def product(
     if a.dim() == 3:
         # Read transposed: rows of b^T in groups, each times a[g]^T.
         matrices, layout = _stored(a.mT)
-        y = a.new_empty(b.shape[1], a.shape[1], dtype=dtype) if out is None else out.mT if out.dim() == 2 else out
+        # A view made in here could not be written in place by the caller, so the result is no view.
+        columns = a.new_empty_strided((a.shape[1], b.shape[1]), (1, a.shape[1]), dtype=dtype) if out is None else out
+        y = columns.mT if columns.dim() == 2 else columns
         _ops.product(by_rows(b.mT), matrices, offs, None, y, layout, True, new)
-        return y.mT if new else out
+        return columns
     y = a.new_empty(offs.shape[0], a.shape[0], b.shape[1], dtype=dtype) if out is None else out
     if y.dim() == 3 and not y.is_contiguous() and y.mT.is_contiguous():
         _ops.contraction(by_rows(a.mT), by_rows(b), offs, y.mT, _GNK)
@@ -209,20 +214,23 @@ class GroupedProductFunction(torch.autograd.Function):
         a, b, bias, offs, out, _ = inputs
         if out is not None:
             ctx.mark_dirty(out)
-        ctx.save_for_backward(a, b, bias, offs)
+        of_a, of_b, of_bias = ctx.needs_input_grad[:3]
+        ctx.dtype, ctx.bias_dtype = a.dtype, bias.dtype if of_bias else None
+        ctx.by_columns = _is_by_columns(a), _is_by_columns(b)
+        ctx.save_for_backward(a if of_b else None, b if of_a else None, offs)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple:
         """Products again, each in the storage of the operand that it is the gradient of."""
-        a, b, bias, offs = ctx.saved_tensors
+        a, b, offs = ctx.saved_tensors
         da = db = dbias = None
-        dy = dy.to(a.dtype)
+        dy = dy.to(ctx.dtype)
         if ctx.needs_input_grad[0]:
-            da = grouped_mm(b, dy.mT, offs=offs).mT if _is_by_columns(a) else grouped_mm(dy, b.mT, offs=offs)
+            da = grouped_mm(b, dy.mT, offs=offs).mT if ctx.by_columns[0] else grouped_mm(dy, b.mT, offs=offs)
         if ctx.needs_input_grad[1]:
-            db = grouped_mm(dy.mT, a, offs=offs).mT if _is_by_columns(b) else grouped_mm(a.mT, dy, offs=offs)
+            db = grouped_mm(dy.mT, a, offs=offs).mT if ctx.by_columns[1] else grouped_mm(a.mT, dy, offs=offs)
         if ctx.needs_input_grad[2]:
-            dbias = _bias_gradient(dy, bias, offs)
+            dbias = _bias_gradient(dy, ctx.bias_dtype, offs)
         return da, db, dbias, None, None, None
 
     @staticmethod
@@ -231,13 +239,10 @@ class GroupedProductFunction(torch.autograd.Function):
         return in_a_loop(GroupedProductFunction, info, in_dims, arguments)
 
 
-def _bias_gradient(dy: Tensor, bias: Tensor, offs: Tensor) -> Tensor:
+def _bias_gradient(dy: Tensor, dtype: torch.dtype, offs: Tensor) -> Tensor:
     if torch.is_grad_enabled() and dy.requires_grad:  # as a product, because that has a gradient
         ones = dy.new_ones(dy.shape[0], 1)
-        return grouped_mm(ones.mT, dy, offs=offs, out_dtype=bias.dtype)[:, 0]
-    dbias = torch.empty_like(bias)
+        return grouped_mm(ones.mT, dy, offs=offs, out_dtype=dtype)[:, 0]
+    dbias = dy.new_empty(offs.shape[0], dy.shape[1], dtype=dtype)
     _ops.bias_grad(by_rows(dy), offs, dbias, False, True)
     return dbias
-
-
-bind_by_position(GroupedProductFunction)

@@ -12,7 +12,7 @@ from torch import Tensor
 from grouped_core import ACTIVATIONS, Activation, activation_options, weight_layout_code
 from torch_grouped import _mlp_ops, _ops
 from torch_grouped._autocast import autocast_operands
-from torch_grouped._autograd import apply, bind_by_position
+from torch_grouped._autograd import apply
 from torch_grouped._buffers import apart_from, detached
 from torch_grouped._sizes import GroupSizes, on_device
 from torch_grouped._transforms import first_derivative_only, in_a_loop, refuse_buffers_under_transforms
@@ -178,9 +178,6 @@ class GroupedMLPFunction(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         """One element of the batch after another."""
         return in_a_loop(GroupedMLPFunction, info, in_dims, arguments)
-
-
-bind_by_position(GroupedMLPFunction)
 
 
 def check_activation(activation: str) -> None:

@@ -30,4 +30,6 @@ def on_device(group_sizes: GroupSizes, device: torch.device) -> torch.Tensor:
             "group_sizes must be on the device while a CUDA graph is captured; got sizes in host memory, which the "
             "graph would not read again. Pass a CUDA tensor and write new sizes into it before each replay."
         )
+    if group_sizes.is_pinned():  # the caller may write it again before the copy has run
+        group_sizes = group_sizes.clone()  # into pageable memory
     return group_sizes.pin_memory().to(device, non_blocking=True)

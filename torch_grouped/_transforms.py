@@ -34,7 +34,7 @@ def in_a_loop(function: type[torch.autograd.Function], info: Any, in_dims: tuple
     found = []
     for i in range(info.batch_size):
         one = (
-            argument if dim is None else argument.select(dim, i)
+            argument if dim is None else argument.select(dim, i) if dim == 0 else argument.select(dim, i).contiguous()
             for argument, dim in zip(arguments, in_dims, strict=True)
         )
         found.append(function.apply(*one))

@@ -39,41 +39,41 @@ class _Pending(NamedTuple):
     dy: Tensor
     group_sizes: Tensor
     weight_layout: int
-    versions: tuple[int, int]
+    versions: tuple[int, ...]
+    weight: nn.Parameter
+    fused: bool
     overwrite: bool
 
     def verify_unwritten(self) -> None:
         """RuntimeError if a buffer among them has been used again since."""
-        for name, tensor, version in (("inp", self.x, self.versions[0]), ("dy", self.dy, self.versions[1])):
+        for name, tensor, version in zip(("inp", "dy", "m_splits"), self[:3], self.versions, strict=True):
             if tensor._version != version:
                 raise RuntimeError(
                     f"{name} must keep its content until backward_dw(); got one that was modified by an inplace "
-                    "operation since backward. Give the layers between a buffer of their own."
+                    "operation since backward. Give what wrote it a buffer of its own."
                 )
 
 
 class WeightGradient:
     """Takes the operands of the weight gradient in backward, in the place of autograd's own accumulation.
 
-    One belongs to one module; `for_call` makes what one call hands to its backward.
+    One belongs to one module, whatever its weight is at the time; `for_call` makes what one call hands to its backward.
     """
 
-    def __init__(self, weight: nn.Parameter, *, fused: bool, delayed: bool) -> None:
-        self.weight = weight
-        self._fused = fused
-        self._delayed = delayed
+    def __init__(self) -> None:
         self._pending: deque[_Pending] = deque()
 
-    def for_call(self, *, overwrite: bool) -> Any:
+    def for_call(self, weight: nn.Parameter, *, fused: bool, delayed: bool, overwrite: bool) -> Any:
         """A function of (x, dy, group_sizes, weight_layout) that returns what autograd is to accumulate, if anything.
 
-        overwrite: whether main_grad is to be written instead of added to.
+        fused: whether main_grad takes the gradient. delayed: whether it waits for `compute_next`. overwrite: whether
+        main_grad is to be written instead of added to.
         """
 
         def take(x: Tensor, dy: Tensor, group_sizes: Tensor, weight_layout: int) -> Tensor | None:
-            versions = (x._version, dy._version)
-            pending = _Pending(x, dy, group_sizes, weight_layout, versions, overwrite)
-            if self._delayed:
+            versions = (x._version, dy._version, group_sizes._version)
+            pending = _Pending(x, dy, group_sizes, weight_layout, versions, weight, fused, overwrite)
+            if delayed:
                 self._pending.append(pending)
                 return None
             return self._into_main_grad(pending)
@@ -87,17 +87,20 @@ class WeightGradient:
     def compute_next(self) -> None:
         """The weight gradient of the oldest backward that has none, into ``main_grad`` or ``.grad``."""
         if not self._pending:
-            raise RuntimeError("backward_dw() needs a backward whose weight gradient is not computed; got none.")
+            raise RuntimeError(
+                "backward_dw() needs a backward whose weight gradient is not computed; got none. "
+                "Call it once after each backward."
+            )
         pending = self._pending.popleft()
         pending.verify_unwritten()
         with torch.no_grad():
-            if self._fused:
+            if pending.fused:
                 self._into_main_grad(pending)
             else:
                 self._into_grad(pending)
 
     def _into_main_grad(self, pending: _Pending) -> Tensor | None:
-        weight = self.weight
+        weight = pending.weight
         target = main_grad_of(weight)
         accumulate = not (pending.overwrite or getattr(weight, "overwrite_main_grad", False))
         _ops.wgrad(*pending[:3], target, pending.weight_layout, accumulate)
@@ -108,8 +111,7 @@ class WeightGradient:
         return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
 
     def _into_grad(self, pending: _Pending) -> None:
-        weight = self.weight
-        accumulate = weight.grad is not None
-        if weight.grad is None:
-            weight.grad = torch.empty_like(weight)
-        _ops.wgrad(*pending[:3], weight.grad, pending.weight_layout, accumulate)
+        weight = pending.weight
+        target = torch.empty_like(weight) if weight.grad is None else weight.grad
+        _ops.wgrad(*pending[:3], target, pending.weight_layout, weight.grad is not None)
+        weight.grad = target

@@ -108,7 +108,7 @@ class GroupedLinear(nn.Module):
             self.bias = nn.Parameter(torch.empty(shape[:2], dtype=params_dtype, device=device))
         else:
             self.register_parameter("bias", None)
-        self._weight_gradient: WeightGradient | None = None
+        self._weight_gradient = WeightGradient()
         self._after_wgrad: list[Callable[[], object]] = []
         self.reset_parameters()
 
@@ -197,13 +197,19 @@ class GroupedLinear(nn.Module):
                 "delay_wgrad_compute and without get_main_grad, overwrite_main_grad and grad_added_to_main_grad on "
                 "the weight fuse_wgrad_accumulation compiles."
             )
-        if self._weight_gradient is None or self._weight_gradient.weight is not weight:
-            self._weight_gradient = WeightGradient(weight, fused=fused, delayed=self.delay_wgrad_compute)
-        return self._weight_gradient.for_call(overwrite=overwrite), main_grad
+        if torch._C._are_functorch_transforms_active():
+            raise NotImplementedError(
+                "delay_wgrad_compute and attributes of main_grad on the weight must not be used inside torch.func; got "
+                "a call there, whose weight gradient would be zero. Use torch.autograd."
+            )
+        take = self._weight_gradient.for_call(
+            weight, fused=fused, delayed=self.delay_wgrad_compute, overwrite=overwrite
+        )
+        return take, main_grad
 
     def need_backward_dw(self) -> bool:
         """Whether `backward_dw` has something to compute."""
-        return self._weight_gradient is not None and self._weight_gradient.is_pending()
+        return self._weight_gradient.is_pending()
 
     def backward_dw(self) -> None:
         """Computes the weight gradient that the oldest backward left, with ``delay_wgrad_compute``.
@@ -216,8 +222,6 @@ class GroupedLinear(nn.Module):
         """
         if not self.delay_wgrad_compute:
             return
-        if self._weight_gradient is None:
-            self._weight_gradient = WeightGradient(self.weight, fused=self.fuse_wgrad_accumulation, delayed=True)
         self._weight_gradient.compute_next()
         for hook in self._after_wgrad:
             hook()

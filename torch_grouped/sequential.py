@@ -50,7 +50,8 @@ class Sequential(nn.Sequential):
     edge between them, no hooks on them, no options that the one step does not know. Bits are the same either way.
 
     An operation's extra inputs are ``m_splits`` for `GroupedLinear` and `GroupedMLP`, ``probs`` for a scaled
-    activation, and none for any other module. An activation takes its rows' sizes from the `GroupedLinear` before it.
+    activation, and none for any other module. An activation takes its rows' sizes from the `GroupedLinear` or
+    `GroupedMLP` before it in the same Sequential; where there is none, all rows count and there is no tail.
     """
 
     @property

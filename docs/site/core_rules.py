@@ -90,6 +90,10 @@ def refusals() -> list[Refusal]:
             "A buffer is memory, not a value: it has no gradient.",
         ),
         (
+            {**with_data, "weight": (weight[0], 0, *weight[2:6], 0)},
+            "The framework freed the memory and kept the tensor, as sharded parameters and discarded activations are.",
+        ),
+        (
             {**with_data, "out": (out[0], out[1] + 2, *out[2:6], 0)},
             "A view that begins in the middle of an allocation.",
         ),

@@ -83,7 +83,7 @@ class Checker {
       }
     }
     out_.base = static_cast<DType>(base_dtype_);
-    for (auto check : {&Checker::aligned, &Checker::apart}) {
+    for (auto check : {&Checker::allocated, &Checker::aligned, &Checker::apart}) {
       for (int i = 0; i < count_; ++i) {
         Status s = (this->*check)(arguments_[i]);
         if (!s.ok()) return s;
@@ -163,6 +163,14 @@ class Checker {
 
   bool has_bytes(const Argument& a) const {
     return (a.tensor->flags & GROUPED_TENSOR_NO_DATA) == 0 && bytes_of(*a.tensor) > 0;
+  }
+
+  // A framework can free what a tensor points to and keep the tensor.
+  Status allocated(const Argument& a) {
+    if (!has_bytes(a) || a.tensor->data != nullptr) return Status();
+    return Status(GROUPED_BAD_VALUE, std::string(a.name()) +
+                                         " must have memory; got a tensor whose storage was freed. "
+                                         "Allocate or gather it before the call.");
   }
 
   Status aligned(const Argument& a) {

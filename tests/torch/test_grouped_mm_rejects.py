@@ -25,7 +25,7 @@ REFUSED = [
         "batch",
         {"a": torch.ones(3, T, K), "offs": None},
         ValueError,
-        "a and b must have as many groups; got 3 and 2.",
+        "b must have as many groups as a; got 2 beside 3. Pass one matrix for each group.",
     ),
     ("bias", {"bias": torch.ones(N)}, ValueError, "bias must be [G=2, N=8] f32; got [8] f32."),
     (

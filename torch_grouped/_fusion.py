@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from torch_grouped._mlp import run_mlp
+from torch_grouped._rows import as_rows, in_form_of
 from torch_grouped._sizes import GroupSizes
 from torch_grouped.activations import GroupedActivation
 from torch_grouped.grouped_linear import GroupedLinear
@@ -67,8 +67,7 @@ def run_as_one(
         layer.place_of_wgrad(overwrite) if layer.fuse_wgrad_accumulation or layer.delay_wgrad_compute else (None, None)
         for layer in (fc1, fc2)
     ]
-    as_given = inp.dim() in (0, 2)  # no dimension at all is for the core to refuse
-    x = inp if as_given else inp.reshape(math.prod(inp.shape[:-1]), inp.shape[-1])
+    x = as_rows(inp)
     y = run_mlp(
         x,
         fc1.weight,
@@ -85,4 +84,4 @@ def run_as_one(
         take_wgrads=(places[0][0], places[1][0]),
         recompute_activation=activation.activation_recompute_in_mlp,
     )
-    return y if as_given else y.view(*inp.shape[:-1], y.shape[-1])
+    return in_form_of(inp, y)

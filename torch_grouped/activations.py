@@ -7,13 +7,13 @@ after fc2.
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from grouped_core import Activation, activation_options
+from torch_grouped._rows import as_rows, in_form_of
 from torch_grouped._sizes import GroupSizes
 from torch_grouped.functional import grouped_activation
 
@@ -85,8 +85,7 @@ class GroupedActivation(nn.Module):
         out: Tensor | None,
         dgrad_out: Tensor | None,
     ) -> Tensor:
-        as_given = inp.dim() in (0, 2)  # no dimension at all is for the core to refuse
-        h = inp if as_given else inp.reshape(math.prod(inp.shape[:-1]), inp.shape[-1])
+        h = as_rows(inp)
         if m_splits is None:
             # All rows are of one group: a fill on the device, not an upload.
             m_splits = h.new_full((1,), h.shape[0] if h.dim() else 0, dtype=torch.int64)
@@ -102,7 +101,7 @@ class GroupedActivation(nn.Module):
             out=out,
             dgrad_out=dgrad_out,
         )
-        return y if as_given else y.view(*inp.shape[:-1], y.shape[-1])
+        return in_form_of(inp, y)
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch_grouped._rows import as_rows, in_form_of
 from torch_grouped._sizes import GroupSizes
 from torch_grouped._te_form import refuse_other_engines, stack_separate_parameters, te_state_dict
 from torch_grouped._weight_gradient import WeightGradient, main_grad_of
@@ -152,8 +153,6 @@ class GroupedLinear(nn.Module):
             ``main_grad`` is needed and missing.
           NotImplementedError: under torch.compile with ``delay_wgrad_compute`` or ``grad_added_to_main_grad``.
         """
-        as_given = inp.dim() in (0, 2)  # no dimension at all is for the core to refuse
-        x = inp if as_given else inp.reshape(math.prod(inp.shape[:-1]), inp.shape[-1])
         weight, bias = self.weight, self.bias
         take_wgrad = wgrad_out = None
         overwrite = bool(is_first_microbatch)
@@ -161,7 +160,7 @@ class GroupedLinear(nn.Module):
             take_wgrad, wgrad_out = self.place_of_wgrad(overwrite)
         y = linear_with(
             take_wgrad,
-            x,
+            as_rows(inp),
             weight,
             m_splits,
             None if self.return_bias else bias,
@@ -170,8 +169,7 @@ class GroupedLinear(nn.Module):
             wgrad_out=wgrad_out,
             accumulate_wgrad=not overwrite,
         )
-        if not as_given:
-            y = y.view(*inp.shape[:-1], self.out_features)
+        y = in_form_of(inp, y)
         if not self.return_bias:
             return y
         return y, None if bias is None else list(bias.unbind(0))

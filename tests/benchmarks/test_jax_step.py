@@ -18,7 +18,7 @@ def test_quick_run(tmp_path, capsys):
     data = load(path)
     assert data["device"] == "cpu"
     assert data["commit"]
-    peers = data["cases"]["moe-step"]["peers"]
+    peers = data["cases"]["moe-step-64"]["peers"]
     assert set(peers) == {"grouped_mlp, donated buffers", "ragged_dot after install()", "jax.lax.ragged_dot"}
     table = capsys.readouterr().out
     for name, record in peers.items():

@@ -6,6 +6,7 @@ Writes tests/gpu/record.json: what was tested, on what, and how it ended. Nothin
 
 from __future__ import annotations
 
+import concurrent.futures
 import datetime
 import json
 import os
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import package
@@ -95,16 +98,26 @@ def main() -> int:
         return 0
     LOGS.mkdir(parents=True, exist_ok=True)
     suites, seconds = {}, {}
-    for name, suite in [
-        ("contract (pytest)", run_pytest),
-        ("executable", lambda: run_executable(None)),
-        *((f"executable, {k}", lambda k=k: run_executable(None, k)) for k in FORCED),
-        *((tool, lambda tool=tool: run_executable(tool)) for tool in SANITIZERS),
-    ]:
+
+    def run(name: str, suite: Callable[[], dict]) -> None:
         print(f"==> {name}", flush=True)
         begin = time.monotonic()
-        suites[name] = suite()
-        seconds[name] = round(time.monotonic() - begin, 1)
+        found = suite()
+        suites[name], seconds[name] = found, round(time.monotonic() - begin, 1)
+
+    run("contract (pytest)", run_pytest)
+    # Each is one thread and leaves most of the GPU idle, so they run side by side.
+    executables = [
+        ("executable", None, ""),
+        *((f"executable, {kernels}", None, kernels) for kernels in FORCED),
+        *((tool, tool, "") for tool in SANITIZERS),
+    ]
+    with concurrent.futures.ThreadPoolExecutor(len(executables)) as pool:
+        waiting = [
+            pool.submit(run, name, partial(run_executable, tool, kernels)) for name, tool, kernels in executables
+        ]
+    for future in waiting:
+        future.result()
     ok = all(s["exit_code"] == 0 and s["failed"] == 0 for s in suites.values())
     record = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

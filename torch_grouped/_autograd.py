@@ -7,6 +7,7 @@ backward has written since would be reported as modified.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +15,40 @@ import torch
 from torch import Tensor
 
 from grouped_core import Activation
-from torch_grouped import _ops
+from torch_grouped import _fresh, _ops
 from torch_grouped._describe import accumulator
 from torch_grouped._direct import is_eager
 from torch_grouped._transforms import first_derivative_only, in_a_loop
 
 
-def apply(function: type[torch.autograd.Function], inputs: tuple[Tensor | None, ...], *others: Any) -> Tensor:
+def needs_graph(*tensors: Tensor | None) -> bool:
+    """Whether autograd has to know of an operation on these."""
+    return torch.is_grad_enabled() and any([t is not None and t.requires_grad for t in tensors])
+
+
+@functools.cache
+def _in_one_step(function: Any) -> type[torch.autograd.Function]:
+    """`function` with one method in the place of forward and setup_context, as torch calls it fastest.
+
+    Apart from each other, as functorch needs them, they cost a third more of what a forward and a backward without
+    content cost.
+    """
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    own = {
+        "__doc__": function.__doc__,
+        "__module__": function.__module__,
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(torch.autograd.Function.setup_context),
+    }
+    return type(function)(function.__name__, (function,), own)
+
+
+def apply(function: type[torch.autograd.Function], inputs: tuple[Tensor | None, ...], *others: Any) -> Any:
     """`function.apply(*inputs, *others)`, without what that costs where nothing needs it.
 
     Args:
@@ -30,13 +58,11 @@ def apply(function: type[torch.autograd.Function], inputs: tuple[Tensor | None, 
     """
     if not is_eager():
         return function.apply(*inputs, *others)
-    if torch.is_grad_enabled():
-        for tensor in inputs:
-            if tensor is not None and tensor.requires_grad:
-                # Without the binding of arguments to names that Function.apply does before.
-                direct = super(torch.autograd.Function, function)
-                return direct.apply(*inputs, *others)  # pyright: ignore[reportAttributeAccessIssue]
-    return function.forward(*inputs, *others)
+    if not needs_graph(*inputs):
+        return function.forward(*inputs, *others)
+    # Without what Function.apply does for functorch before.
+    direct = super(torch.autograd.Function, _in_one_step(function))
+    return direct.apply(*inputs, *others)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class GroupedLinearFunction(torch.autograd.Function):
@@ -61,12 +87,11 @@ class GroupedLinearFunction(torch.autograd.Function):
         take_wgrad: Callable[..., Tensor | None] | None,
     ) -> Tensor:
         """Writes y into `out`, or into memory of its own with a zeroed tail."""
-        y = out
-        if y is None:
-            rows = x.shape[0] if x.dim() else 0
-            y = x.new_empty(rows, weight.shape[1 + weight_layout] if weight.dim() == 3 else 0)
-        _ops.linear(x, weight, group_sizes, bias, row_scale, y, dgrad_out, wgrad_out, weight_layout, out is None)
-        return y
+        operands = (x, weight, group_sizes, bias, row_scale)
+        if out is None:
+            return _fresh.linear(*operands, dgrad_out, wgrad_out, weight_layout, eager=is_eager())
+        _ops.linear(*operands, out, dgrad_out, wgrad_out, weight_layout, False)
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -92,10 +117,16 @@ class GroupedLinearFunction(torch.autograd.Function):
         x, weight, bias, row_scale, group_sizes = ctx.saved_tensors
         needs_dx, needs_dweight, needs_dbias, needs_dscale = ctx.needs_input_grad[:4]
         dy = dy.contiguous()
+        eager = is_eager()
         dx = dweight = dbias = dscale = None
 
-        if needs_dx or needs_dscale:
-            dx, dscale = _input_gradients(ctx, dy, x, weight, group_sizes, bias, row_scale, needs_dx, needs_dscale)
+        if needs_dscale:
+            dx, dscale = _with_row_scale_gradient(ctx, dy, x, weight, group_sizes, bias, row_scale, needs_dx)
+        elif needs_dx and ctx.dgrad_out is None:
+            dx = _fresh.dgrad(dy, weight, group_sizes, row_scale, ctx.weight_layout, eager=eager)
+        elif needs_dx:
+            dx = ctx.dgrad_out
+            _ops.dgrad(dy, weight, group_sizes, row_scale, dx, None, ctx.weight_layout, False)
         if needs_dweight or needs_dbias:
             dz = dy
             if row_scale is not None:
@@ -103,14 +134,10 @@ class GroupedLinearFunction(torch.autograd.Function):
                 _ops.row_scale(dy, group_sizes, row_scale, dz, False)
             if needs_dweight and ctx.take_wgrad is not None:
                 dweight = ctx.take_wgrad(x, dz, group_sizes, ctx.weight_layout)
+            elif needs_dweight and ctx.wgrad_out is not None:
+                _ops.wgrad(x, dz, group_sizes, ctx.wgrad_out, ctx.weight_layout, ctx.accumulate_wgrad)
             elif needs_dweight:
-                target = ctx.wgrad_out
-                if target is None:
-                    columns = (dy.shape[1], x.shape[1])
-                    target = dy.new_empty(group_sizes.shape[0], *(columns[::-1] if ctx.weight_layout else columns))
-                accumulate = ctx.wgrad_out is not None and ctx.accumulate_wgrad
-                _ops.wgrad(x, dz, group_sizes, target, ctx.weight_layout, accumulate)
-                dweight = target if ctx.wgrad_out is None else None
+                dweight = _fresh.wgrad(x, dz, group_sizes, ctx.weight_layout, eager=eager)
             if needs_dbias:
                 dbias = dy.new_empty(group_sizes.shape[0], dy.shape[1], dtype=ctx.bias_dtype)
                 _ops.bias_grad(dz, group_sizes, dbias, False)
@@ -122,24 +149,20 @@ class GroupedLinearFunction(torch.autograd.Function):
         return in_a_loop(GroupedLinearFunction, info, in_dims, arguments)
 
 
-def _input_gradients(
+def _with_row_scale_gradient(
     ctx: Any,
     dy: Tensor,
-    x: Tensor | None,
+    x: Tensor,
     weight: Tensor,
     group_sizes: Tensor,
     bias: Tensor | None,
-    row_scale: Tensor | None,
+    row_scale: Tensor,
     needs_dx: bool,
-    needs_dscale: bool,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor]:
     zero_tail = ctx.dgrad_out is None
     dx = ctx.dgrad_out
     if zero_tail and needs_dx:
         dx = dy.new_empty(dy.shape[0], weight.shape[2 - ctx.weight_layout])
-    if not needs_dscale or row_scale is None or x is None:
-        _ops.dgrad(dy, weight, group_sizes, row_scale, dx, None, ctx.weight_layout, zero_tail)
-        return dx, None
     # The gradient of row_scale is x . (dy W^T) + dy . bias: one product serves it and dx. Kept in the accumulator's
     # dtype, so that scaling and rounding it gives the bits that the fused epilogue gives.
     unscaled = torch.empty_like(x, dtype=accumulator(x.dtype))

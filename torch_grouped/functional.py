@@ -10,7 +10,7 @@ from torch import Tensor
 from grouped_core import activation_options, weight_layout_code
 from torch_grouped import _fresh
 from torch_grouped._autocast import autocast_operands, may_autocast
-from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction, apply, needs_graph
+from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction, apply, apply_eagerly, needs_graph
 from torch_grouped._buffers import apart_from as _apart_from
 from torch_grouped._buffers import detached as _detached
 from torch_grouped._direct import is_eager
@@ -106,18 +106,21 @@ def linear_with(
 ) -> Tensor:
     """`grouped_linear` whose weight gradient `take_wgrad` computes; see `GroupedLinearFunction`."""
     layout = weight_layout_code(weight_layout)
-    if is_eager() and not may_autocast():
-        if out is None and dgrad_out is None and wgrad_out is None and not needs_graph(x, weight, bias, row_scale):
-            # The rest would find nothing to do. It takes what this does not, host sizes and mistakes among it.
-            y = _fresh.try_linear(x, weight, group_sizes, bias, row_scale, layout)
-            if y is not None:
-                return y
-    else:
+    eager = is_eager()
+    graph = eager and needs_graph(x, weight, bias, row_scale)
+    if not eager or may_autocast():
         refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out, wgrad_out=wgrad_out)
         x, weight, bias, row_scale = autocast_operands(x, weight, vectors=(bias, row_scale))
-    y = apply(
-        GroupedLinearFunction,
-        (x, weight, bias, row_scale),
+    elif not graph and out is None and dgrad_out is None and wgrad_out is None:
+        # The rest would find nothing to do. It takes what this does not, host sizes and mistakes among it.
+        y = _fresh.try_linear(x, weight, group_sizes, bias, row_scale, layout)
+        if y is not None:
+            return y
+    arguments = (
+        x,
+        weight,
+        bias,
+        row_scale,
         on_device(group_sizes, x.device),
         _detached(out),
         _detached(dgrad_out),
@@ -126,7 +129,9 @@ def linear_with(
         layout,
         take_wgrad,
     )
-    return _apart_from(out, y)
+    if eager:
+        return apply_eagerly(GroupedLinearFunction, graph, *arguments)
+    return _apart_from(out, GroupedLinearFunction.apply(*arguments))
 
 
 def grouped_activation(

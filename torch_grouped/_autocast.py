@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 _NARROW = (torch.float16, torch.bfloat16)
-# Whether autocast is on for any device. A compiler cannot trace it. Where torch does not have it: perhaps.
-may_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 
 def autocast_operands(*operands: Tensor, vectors: tuple[Tensor | None, ...] = ()) -> tuple[Any, ...]:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from grouped_core import activation_options, weight_layout_code
 from torch_grouped import _fresh
-from torch_grouped._autocast import autocast_operands, may_autocast
+from torch_grouped._autocast import autocast_operands
 from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction, apply, apply_eagerly, needs_graph
 from torch_grouped._buffers import apart_from as _apart_from
 from torch_grouped._buffers import detached as _detached
-from torch_grouped._direct import is_eager
+from torch_grouped._direct import is_eager, may_autocast
 from torch_grouped._grouped_mm import grouped_mm
 from torch_grouped._mlp import grouped_mlp
 from torch_grouped._sizes import GroupSizes, on_device

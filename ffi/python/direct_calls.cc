@@ -36,24 +36,6 @@ struct DlpackExchange {
   int (*current_stream)(int32_t device_type, int32_t device, void** out);
 };
 
-// The dims of an operation by letter, as far as its tensors tell; 0 for one that none has.
-class DimsByLetter {
- public:
-  DimsByLetter(int32_t op, const doors::Options& options, const grouped_tensor* const* tensors) {
-    for (int32_t i = 0; i < doors::kMaxArguments; ++i) {
-      const char* letters = grouped_argument_dims(op, options.weight_layout, i, nullptr);
-      if (letters == nullptr) break;
-      for (int32_t d = 0; tensors[i] != nullptr && d < tensors[i]->rank && letters[d] != '\0'; ++d) {
-        value_[letters[d] - 'A'] = tensors[i]->shape[d];
-      }
-    }
-  }
-  int64_t operator[](char letter) const { return value_[letter - 'A']; }
-
- private:
-  int64_t value_[26] = {};
-};
-
 namespace {
 
 constexpr uint32_t kDlpackMajor = 1;
@@ -95,40 +77,59 @@ bool convert(const dltensor& from, grouped_tensor* to) {
   return true;
 }
 
-// Scratch memory from the framework's allocator, which knows what a later call on the same stream may reuse.
+// The dims of an operation by letter, as far as its tensors tell; 0 for one that none has.
+class DimsByLetter {
+ public:
+  DimsByLetter(int32_t op, const doors::Options& options, const grouped_tensor* const* tensors) {
+    for (int32_t i = 0; i < doors::kMaxArguments; ++i) {
+      const char* letters = grouped_argument_dims(op, options.weight_layout, i, nullptr);
+      if (letters == nullptr) break;
+      for (int32_t d = 0; tensors[i] != nullptr && d < tensors[i]->rank && letters[d] != '\0'; ++d) {
+        value_[letters[d] - 'A'] = tensors[i]->shape[d];
+      }
+    }
+  }
+  int64_t operator[](char letter) const { return value_[letter - 'A']; }
+
+ private:
+  int64_t value_[26] = {};
+};
+
+// Scratch memory for one call: on CPU its own if it suffices, else from the framework's allocator, which
+// knows what a later call on the same stream may reuse.
 class Workspace {
  public:
+  Workspace(const DlpackExchange& exchange, const nb::dlpack::device& device)
+      : exchange_(exchange), device_(device) {}
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
   ~Workspace() {
     if (memory_ != nullptr) memory_->deleter(memory_);
   }
-  bool allocate(const DlpackExchange& exchange, const nb::dlpack::device& device, size_t bytes) {
-    if (bytes == 0) return true;
+  WorkspaceSource source() {
+    return {[](void* self, size_t bytes) { return static_cast<Workspace*>(self)->allocate(bytes); }, this};
+  }
+
+ private:
+  void* allocate(size_t bytes) {
+    if (device_.device_type == nb::device::cpu::value && bytes <= sizeof(own_)) return own_;
     int64_t shape = static_cast<int64_t>(bytes), stride = 1;
     dltensor prototype = {};
-    prototype.device = device;
+    prototype.device = device_;
     prototype.ndim = 1;
     prototype.dtype = nb::dtype<uint8_t>();
     prototype.shape = &shape;
     prototype.strides = &stride;
-    return exchange.allocate(&prototype, &memory_, nullptr, [](void*, const char*, const char*) {}) == 0;
-  }
-  void* data() const {
-    return memory_ == nullptr ? nullptr
-                              : static_cast<char*>(memory_->tensor.data) + memory_->tensor.byte_offset;
+    const int failed =
+        exchange_.allocate(&prototype, &memory_, nullptr, [](void*, const char*, const char*) {});
+    return failed ? nullptr : static_cast<char*>(memory_->tensor.data) + memory_->tensor.byte_offset;
   }
 
- private:
+  const DlpackExchange& exchange_;
+  const nb::dlpack::device device_;
   DlpackManaged* memory_ = nullptr;
+  alignas(16) char own_[4096];
 };
-
-size_t workspace_size(int32_t op, const grouped_tensor* const* tensors, const DimsByLetter& dims) {
-  // The dtype that the query asks for is the first argument's, but for the one operation that may narrow it.
-  const grouped_tensor* like = op == GROUPED_OP_ROW_SCALE ? tensors[3] : tensors[0];
-  if (like == nullptr) return 0;
-  const grouped_workspace_query query = {sizeof(query), op,        like->dtype, like->device, 0,
-                                         dims['K'],     dims['N'], dims['G']};
-  return grouped_workspace_size(&query);
-}
 
 }  // namespace
 
@@ -188,23 +189,19 @@ void DirectCalls::read_flags(const nb::tuple& tensors, Arguments* arguments) con
 }
 
 bool DirectCalls::launch(int32_t op, const Arguments& arguments, const doors::Options& options,
-                         const DimsByLetter& dims, int32_t num_threads) const {
-  const size_t bytes = workspace_size(op, arguments.list, dims);
+                         int32_t num_threads) const {
   void* stream = nullptr;
-  Workspace workspace;
   if (arguments.device.device_type == nb::device::cuda::value &&
       exchange_->current_stream(arguments.device.device_type, arguments.device.device_id, &stream) != 0) {
     PyErr_Clear();
     return false;
   }
-  if (!workspace.allocate(*exchange_, arguments.device, bytes)) {
-    PyErr_Clear();
-    return false;
-  }
+  Workspace workspace(*exchange_, arguments.device);
+  const WorkspaceSource source = workspace.source();
   const grouped_executor executor = pool_executor(num_threads);
-  const grouped_launch launch = {num_threads > 1 ? &executor : nullptr, workspace.data(), bytes, stream};
+  const grouped_launch launch = {num_threads > 1 ? &executor : nullptr, nullptr, 0, stream};
   const nb::gil_scoped_release without_gil;
-  return doors::call_operation(op, arguments.list, options, &launch, nullptr) == GROUPED_OK;
+  return doors::call_operation(op, arguments.list, options, &launch, nullptr, &source) == GROUPED_OK;
 }
 
 bool DirectCalls::check(int32_t op, const nb::tuple& tensors, const nb::tuple& options) const {
@@ -219,8 +216,7 @@ bool DirectCalls::run(int32_t op, const nb::tuple& tensors, const nb::tuple& opt
   Arguments arguments;
   if (!read(tensors, &arguments)) return false;
   read_flags(tensors, &arguments);
-  const doors::Options o = read_options(options);
-  return launch(op, arguments, o, DimsByLetter(op, o, arguments.list), num_threads);
+  return launch(op, arguments, read_options(options), num_threads);
 }
 
 nb::object DirectCalls::create(int32_t op, const nb::tuple& operands, const nb::tuple& options,
@@ -251,7 +247,7 @@ nb::object DirectCalls::create(int32_t op, const nb::tuple& operands, const nb::
     PyErr_Clear();
     return nb::none();
   }
-  if (!read_one(result, place, &arguments) || !launch(op, arguments, o, dims, num_threads)) return nb::none();
+  if (!read_one(result, place, &arguments) || !launch(op, arguments, o, num_threads)) return nb::none();
   return result;
 }
 

@@ -16,7 +16,6 @@
 namespace grouped::python_door {
 
 struct DlpackExchange;
-class DimsByLetter;
 
 class DirectCalls {
  public:
@@ -43,7 +42,7 @@ class DirectCalls {
   bool read_one(nanobind::handle tensor, int place, Arguments* arguments) const;
   bool read(const nanobind::tuple& tensors, Arguments* arguments) const;
   void read_flags(const nanobind::tuple& tensors, Arguments* arguments) const;
-  bool launch(int32_t op, const Arguments& arguments, const doors::Options& options, const DimsByLetter& dims,
+  bool launch(int32_t op, const Arguments& arguments, const doors::Options& options,
               int32_t num_threads) const;
 
   const DlpackExchange* exchange_;

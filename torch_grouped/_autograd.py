@@ -14,13 +14,22 @@ import torch
 from torch import Tensor
 
 from grouped_core import Activation
-from torch_grouped import _ops
+from torch_grouped import _fresh, _ops
 from torch_grouped._describe import accumulator
 from torch_grouped._direct import is_eager
 from torch_grouped._transforms import first_derivative_only, in_a_loop
 
 
-def apply(function: type[torch.autograd.Function], inputs: tuple[Tensor | None, ...], *others: Any) -> Tensor:
+def needs_graph(*tensors: Tensor | None) -> bool:
+    """Whether autograd has to know of an operation on these."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+def apply(function: Any, inputs: tuple[Tensor | None, ...], *others: Any) -> Any:
     """`function.apply(*inputs, *others)`, without what that costs where nothing needs it.
 
     Args:
@@ -28,15 +37,18 @@ def apply(function: type[torch.autograd.Function], inputs: tuple[Tensor | None, 
       inputs: the arguments that may get a gradient, which come first.
       others: the rest.
     """
-    if not is_eager():
-        return function.apply(*inputs, *others)
-    if torch.is_grad_enabled():
-        for tensor in inputs:
-            if tensor is not None and tensor.requires_grad:
-                # Without the binding of arguments to names that Function.apply does before.
-                direct = super(torch.autograd.Function, function)
-                return direct.apply(*inputs, *others)  # pyright: ignore[reportAttributeAccessIssue]
-    return function.forward(*inputs, *others)
+    if is_eager():
+        return apply_eagerly(function, needs_graph(*inputs), *inputs, *others)
+    return function.apply(*inputs, *others)
+
+
+def apply_eagerly(function: Any, graph: bool, *inputs: Any) -> Any:
+    """`apply` for who knows already that it is eager, and whether autograd needs a graph."""
+    if not graph:
+        return function.forward(*inputs)
+    # Without the binding of arguments to names that Function.apply does before. That is what a setup_context of its own
+    # costs: a forward that takes ctx was measured to be no faster.
+    return super(torch.autograd.Function, function).apply(*inputs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class GroupedLinearFunction(torch.autograd.Function):
@@ -61,22 +73,22 @@ class GroupedLinearFunction(torch.autograd.Function):
         take_wgrad: Callable[..., Tensor | None] | None,
     ) -> Tensor:
         """Writes y into `out`, or into memory of its own with a zeroed tail."""
-        y = out
-        if y is None:
-            rows = x.shape[0] if x.dim() else 0
-            y = x.new_empty(rows, weight.shape[1 + weight_layout] if weight.dim() == 3 else 0)
-        _ops.linear(x, weight, group_sizes, bias, row_scale, y, dgrad_out, wgrad_out, weight_layout, out is None)
-        return y
+        operands = (x, weight, group_sizes, bias, row_scale)
+        if out is None:
+            return _fresh.linear(*operands, dgrad_out, wgrad_out, weight_layout, eager=is_eager())
+        _ops.linear(*operands, out, dgrad_out, wgrad_out, weight_layout, False)
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """Saves what the wanted gradients need; `out` is never among it."""
-        x, weight, bias, row_scale, group_sizes, out, ctx.dgrad_out, ctx.wgrad_out = inputs[:8]
-        ctx.accumulate_wgrad, ctx.weight_layout, ctx.take_wgrad = inputs[8:]
+        x, weight, bias, row_scale, group_sizes, out = inputs[:6]
+        ctx.buffers_and_how = inputs[6:]  # one attribute: each costs
         if out is not None:
             ctx.mark_dirty(out)
         of_x, of_weight, of_bias, of_scale = ctx.needs_input_grad[:4]
-        ctx.bias_dtype = bias.dtype if of_bias else None
+        if of_bias:
+            ctx.bias_dtype = bias.dtype
         ctx.save_for_backward(
             x if of_weight or of_scale else None,
             weight if of_x or of_scale else None,
@@ -90,27 +102,31 @@ class GroupedLinearFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple:
         """dx into `dgrad_out`, dW into `wgrad_out`, where they were given."""
         x, weight, bias, row_scale, group_sizes = ctx.saved_tensors
+        dgrad_out, wgrad_out, accumulate_wgrad, weight_layout, take_wgrad = ctx.buffers_and_how
         needs_dx, needs_dweight, needs_dbias, needs_dscale = ctx.needs_input_grad[:4]
         dy = dy.contiguous()
+        eager = is_eager()
         dx = dweight = dbias = dscale = None
 
-        if needs_dx or needs_dscale:
-            dx, dscale = _input_gradients(ctx, dy, x, weight, group_sizes, bias, row_scale, needs_dx, needs_dscale)
+        if needs_dscale:
+            operands = (dy, x, weight, group_sizes, bias, row_scale)
+            dx, dscale = _with_row_scale_gradient(*operands, dgrad_out, weight_layout, needs_dx)
+        elif needs_dx and dgrad_out is None:
+            dx = _fresh.dgrad(dy, weight, group_sizes, row_scale, weight_layout, eager=eager)
+        elif needs_dx:
+            dx = dgrad_out
+            _ops.dgrad(dy, weight, group_sizes, row_scale, dx, None, weight_layout, False)
         if needs_dweight or needs_dbias:
             dz = dy
             if row_scale is not None:
                 dz = torch.empty_like(dy)
                 _ops.row_scale(dy, group_sizes, row_scale, dz, False)
-            if needs_dweight and ctx.take_wgrad is not None:
-                dweight = ctx.take_wgrad(x, dz, group_sizes, ctx.weight_layout)
+            if needs_dweight and take_wgrad is not None:
+                dweight = take_wgrad(x, dz, group_sizes, weight_layout)
+            elif needs_dweight and wgrad_out is not None:
+                _ops.wgrad(x, dz, group_sizes, wgrad_out, weight_layout, accumulate_wgrad)
             elif needs_dweight:
-                target = ctx.wgrad_out
-                if target is None:
-                    columns = (dy.shape[1], x.shape[1])
-                    target = dy.new_empty(group_sizes.shape[0], *(columns[::-1] if ctx.weight_layout else columns))
-                accumulate = ctx.wgrad_out is not None and ctx.accumulate_wgrad
-                _ops.wgrad(x, dz, group_sizes, target, ctx.weight_layout, accumulate)
-                dweight = target if ctx.wgrad_out is None else None
+                dweight = _fresh.wgrad(x, dz, group_sizes, weight_layout, eager=eager)
             if needs_dbias:
                 dbias = dy.new_empty(group_sizes.shape[0], dy.shape[1], dtype=ctx.bias_dtype)
                 _ops.bias_grad(dz, group_sizes, dbias, False)
@@ -122,28 +138,23 @@ class GroupedLinearFunction(torch.autograd.Function):
         return in_a_loop(GroupedLinearFunction, info, in_dims, arguments)
 
 
-def _input_gradients(
-    ctx: Any,
+def _with_row_scale_gradient(
     dy: Tensor,
-    x: Tensor | None,
+    x: Tensor,
     weight: Tensor,
     group_sizes: Tensor,
     bias: Tensor | None,
-    row_scale: Tensor | None,
+    row_scale: Tensor,
+    dgrad_out: Tensor | None,
+    weight_layout: int,
     needs_dx: bool,
-    needs_dscale: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    zero_tail = ctx.dgrad_out is None
-    dx = ctx.dgrad_out
-    if zero_tail and needs_dx:
-        dx = dy.new_empty(dy.shape[0], weight.shape[2 - ctx.weight_layout])
-    if not needs_dscale or row_scale is None or x is None:
-        _ops.dgrad(dy, weight, group_sizes, row_scale, dx, None, ctx.weight_layout, zero_tail)
-        return dx, None
+) -> tuple[Tensor | None, Tensor]:
+    zero_tail = dgrad_out is None
+    dx = dy.new_empty(dy.shape[0], weight.shape[2 - weight_layout]) if zero_tail and needs_dx else dgrad_out
     # The gradient of row_scale is x . (dy W^T) + dy . bias: one product serves it and dx. Kept in the accumulator's
     # dtype, so that scaling and rounding it gives the bits that the fused epilogue gives.
     unscaled = torch.empty_like(x, dtype=accumulator(x.dtype))
-    _ops.dgrad(dy, weight, group_sizes, None, unscaled, dx if needs_dx else None, ctx.weight_layout, False)
+    _ops.dgrad(dy, weight, group_sizes, None, unscaled, dx if needs_dx else None, weight_layout, False)
     dscale = torch.empty_like(row_scale)
     _ops.row_dot(x, unscaled, group_sizes, None if bias is None else dy, bias, dscale, True)
     if not needs_dx:

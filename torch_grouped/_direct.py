@@ -37,6 +37,8 @@ _function_modes = _C._len_torch_function_stack
 _functorch = _C._are_functorch_transforms_active
 _tracing = _C._get_tracing_state
 _profiling = torch.autograd._profiler_enabled  # pyright: ignore[reportPrivateImportUsage]
+# Whether autocast is on for any device. A compiler cannot trace it. Where torch does not have it: perhaps.
+may_autocast = getattr(_C, "_is_any_autocast_enabled", lambda: True)
 
 
 def is_eager() -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_grouped import _ops
-from torch_grouped._autograd import apply
+from torch_grouped import _fresh, _ops
+from torch_grouped._autograd import apply, needs_graph
 from torch_grouped._buffers import apart_from, detached
 from torch_grouped._describe import current_stream
 from torch_grouped._direct import is_eager
@@ -68,6 +68,12 @@ def grouped_mm(
     ``out_dtype`` is wider, the incoming gradient is rounded to dtype of a first.
     Source: the semantics of ``torch.nn.functional.grouped_mm``.
     """
+    is_new_product = offs is not None and out is None and out_dtype is None and b.dim() == 3
+    if is_new_product and is_eager() and not needs_graph(a, b, bias):
+        # The rest takes what this does not, mistakes among it.
+        y = _fresh.try_product(a, b, offs, bias)
+        if y is not None:
+            return y
     refuse_buffers_under_transforms(out=out)
     is_plain = a.dim() == 2 and b.dim() == 3 and offs is not None and not torch.compiler.is_compiling()
     if not is_plain:
@@ -165,6 +171,10 @@ def product(
         flat = by_rows(a).view(groups * rows, a.shape[2])
         _ops.product(flat, matrices, ends, None, y.view(groups * rows, columns), layout, False, new)
         return y
+    if out is None and out_dtype is None and a.dim() == 2 and is_eager():
+        y = _fresh.try_product(a, b, offs, bias) if b.dim() == 3 else _fresh.try_contraction(a, b, offs)
+        if y is not None:
+            return y
     if b.dim() == 3:
         matrices, layout = _stored(b)
         y = out
@@ -225,10 +235,12 @@ class GroupedProductFunction(torch.autograd.Function):
         a, b, offs = ctx.saved_tensors
         da = db = dbias = None
         dy = dy.to(ctx.dtype)
+        # What is differentiated again, or seen by a transform, has to be the function itself.
+        times = _differentiable_product if torch.is_grad_enabled() or not is_eager() else product
         if ctx.needs_input_grad[0]:
-            da = grouped_mm(b, dy.mT, offs=offs).mT if ctx.by_columns[0] else grouped_mm(dy, b.mT, offs=offs)
+            da = times(b, dy.mT, offs).mT if ctx.by_columns[0] else times(dy, b.mT, offs)
         if ctx.needs_input_grad[1]:
-            db = grouped_mm(dy.mT, a, offs=offs).mT if ctx.by_columns[1] else grouped_mm(a.mT, dy, offs=offs)
+            db = times(dy.mT, a, offs).mT if ctx.by_columns[1] else times(a.mT, dy, offs)
         if ctx.needs_input_grad[2]:
             dbias = _bias_gradient(dy, ctx.bias_dtype, offs)
         return da, db, dbias, None, None, None
@@ -237,6 +249,10 @@ class GroupedProductFunction(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         """One element of the batch after another."""
         return in_a_loop(GroupedProductFunction, info, in_dims, arguments)
+
+
+def _differentiable_product(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor:
+    return grouped_mm(a, b, offs=offs)
 
 
 def _bias_gradient(dy: Tensor, dtype: torch.dtype, offs: Tensor) -> Tensor:

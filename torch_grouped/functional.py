@@ -8,10 +8,12 @@ from collections.abc import Callable
 from torch import Tensor
 
 from grouped_core import activation_options, weight_layout_code
+from torch_grouped import _fresh
 from torch_grouped._autocast import autocast_operands
-from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction, apply
+from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction, apply, apply_eagerly, needs_graph
 from torch_grouped._buffers import apart_from as _apart_from
 from torch_grouped._buffers import detached as _detached
+from torch_grouped._direct import is_eager, may_autocast
 from torch_grouped._grouped_mm import grouped_mm
 from torch_grouped._mlp import grouped_mlp
 from torch_grouped._sizes import GroupSizes, on_device
@@ -103,20 +105,33 @@ def linear_with(
     weight_layout: str = "gnk",
 ) -> Tensor:
     """`grouped_linear` whose weight gradient `take_wgrad` computes; see `GroupedLinearFunction`."""
-    refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out, wgrad_out=wgrad_out)
-    x, weight, bias, row_scale = autocast_operands(x, weight, vectors=(bias, row_scale))
-    y = apply(
-        GroupedLinearFunction,
-        (x, weight, bias, row_scale),
+    layout = weight_layout_code(weight_layout)
+    eager = is_eager()
+    graph = eager and needs_graph(x, weight, bias, row_scale)
+    if not eager or may_autocast():
+        refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out, wgrad_out=wgrad_out)
+        x, weight, bias, row_scale = autocast_operands(x, weight, vectors=(bias, row_scale))
+    elif not graph and out is None and dgrad_out is None and wgrad_out is None:
+        # The rest would find nothing to do. It takes what this does not, host sizes and mistakes among it.
+        y = _fresh.try_linear(x, weight, group_sizes, bias, row_scale, layout)
+        if y is not None:
+            return y
+    arguments = (
+        x,
+        weight,
+        bias,
+        row_scale,
         on_device(group_sizes, x.device),
         _detached(out),
         _detached(dgrad_out),
         _detached(wgrad_out),
         accumulate_wgrad,
-        weight_layout_code(weight_layout),
+        layout,
         take_wgrad,
     )
-    return _apart_from(out, y)
+    if eager:
+        return apply_eagerly(GroupedLinearFunction, graph, *arguments)
+    return _apart_from(out, GroupedLinearFunction.apply(*arguments))
 
 
 def grouped_activation(

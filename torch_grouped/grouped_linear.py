@@ -22,6 +22,13 @@ __all__ = ["GroupedLinear"]
 _Result = Tensor | tuple[Tensor, list[Tensor] | None]
 
 
+def _parameter(module: nn.Module, name: str) -> Any:
+    # Asked for as an attribute it is searched for in the module and its classes first, each time.
+    if name in module._parameters:
+        return module._parameters[name]
+    return getattr(module, name)  # what a parametrization made of it
+
+
 class GroupedLinear(nn.Module):
     """``num_gemms`` linear layers, each applied to its own rows of the input, in one call.
 
@@ -153,14 +160,15 @@ class GroupedLinear(nn.Module):
             ``main_grad`` is needed and missing.
           NotImplementedError: under torch.compile with ``delay_wgrad_compute`` or ``grad_added_to_main_grad``.
         """
-        weight, bias = self.weight, self.bias
+        weight, bias = _parameter(self, "weight"), _parameter(self, "bias")
+        rows = as_rows(inp)
         take_wgrad = wgrad_out = None
         overwrite = bool(is_first_microbatch)
         if self.fuse_wgrad_accumulation or self.delay_wgrad_compute:
             take_wgrad, wgrad_out = self.place_of_wgrad(overwrite)
         y = linear_with(
             take_wgrad,
-            as_rows(inp),
+            rows,
             weight,
             m_splits,
             None if self.return_bias else bias,
@@ -169,7 +177,8 @@ class GroupedLinear(nn.Module):
             wgrad_out=wgrad_out,
             accumulate_wgrad=not overwrite,
         )
-        y = in_form_of(inp, y)
+        if rows is not inp:
+            y = in_form_of(inp, y)
         if not self.return_bias:
             return y
         return y, None if bias is None else list(bias.unbind(0))

@@ -26,6 +26,8 @@ struct Backend {
   Status (*activation_grad)(const ActivationGradProblem&, const Launch&);
   Status (*row_scale)(const RowScaleProblem&, const Launch&);
   Status (*row_dot)(const RowDotProblem&, const Launch&);
+  // Whether this problem uses its workspace; null: perhaps.
+  bool (*mm_uses_workspace)(const MmProblem&, int device) = nullptr;
 };
 
 const Backend& cpu_backend();

@@ -8,6 +8,7 @@
 #include "core/backend.h"
 #include "core/log.h"
 #include "core/make_problem.h"
+#include "core/on_demand.h"
 #include "core/switches.h"
 #include "core/words.h"
 
@@ -65,9 +66,17 @@ void log_call(int32_t op, const Args& args, int32_t device) {
   log_once(line + " -> " + (device == GROUPED_DEVICE_CPU ? "cpu" : "cuda"));
 }
 
+template <typename Problem>
+bool uses_workspace(const Backend&, const Problem&, int) {
+  return true;
+}
+bool uses_workspace(const Backend& backend, const MmProblem& problem, int device) {
+  return backend.mm_uses_workspace == nullptr || backend.mm_uses_workspace(problem, device);
+}
+
 template <typename Problem, typename Args>
 int32_t run(int32_t op, Status (*Backend::*function)(const Problem&, const Launch&), const Args* args,
-            const grouped_launch* launch, grouped_status* status) {
+            const grouped_launch* launch, grouped_status* status, const WorkspaceSource* source = nullptr) {
   return guarded(status, [&]() -> Status {
     if (args == nullptr || launch == nullptr)
       return Status(GROUPED_INTERNAL, "arguments and launch are needed");
@@ -80,15 +89,47 @@ int32_t run(int32_t op, Status (*Backend::*function)(const Problem&, const Launc
     if (!s.ok()) return s;
     const size_t needed =
         backend->workspace_size(op, found.base, found.dims['K'], found.dims['N'], found.dims['G']);
-    if (launch->workspace_size < needed) return short_workspace(op, launch->workspace_size, needed);
+    void* workspace = launch->workspace;
+    if (source == nullptr) {
+      if (launch->workspace_size < needed) return short_workspace(op, launch->workspace_size, needed);
+    } else if (needed > 0 && uses_workspace(*backend, problem, found.device)) {
+      workspace = source->allocate(source->context, needed);
+      if (workspace == nullptr) return short_workspace(op, 0, needed);
+    }
     if (log_switch()) log_call(op, *args, found.device);
     call_counts[op].fetch_add(1, std::memory_order_relaxed);
     return (backend->*function)(
-        problem, Launch{launch->executor, launch->stream, launch->workspace, found.device, check_switch()});
+        problem, Launch{launch->executor, launch->stream, workspace, found.device, check_switch()});
   });
 }
 
 }  // namespace
+
+int32_t run_on_demand(int32_t op, const void* args, const grouped_launch& launch,
+                      const WorkspaceSource& source, grouped_status* status) {
+  const auto with = [&](auto function, const auto* typed) {
+    return run(op, function, typed, &launch, status, &source);
+  };
+  switch (op) {
+    case GROUPED_OP_MM:
+      return with(&Backend::mm, static_cast<const grouped_mm_args*>(args));
+    case GROUPED_OP_WGRAD:
+      return with(&Backend::wgrad, static_cast<const grouped_wgrad_args*>(args));
+    case GROUPED_OP_BIAS_GRAD:
+      return with(&Backend::bias_grad, static_cast<const grouped_bias_grad_args*>(args));
+    case GROUPED_OP_ACTIVATION:
+      return with(&Backend::activation, static_cast<const grouped_activation_args*>(args));
+    case GROUPED_OP_ACTIVATION_GRAD:
+      return with(&Backend::activation_grad, static_cast<const grouped_activation_grad_args*>(args));
+    case GROUPED_OP_ROW_SCALE:
+      return with(&Backend::row_scale, static_cast<const grouped_row_scale_args*>(args));
+    case GROUPED_OP_ROW_DOT:
+      return with(&Backend::row_dot, static_cast<const grouped_row_dot_args*>(args));
+    default:
+      return grouped_check(op, args, status);
+  }
+}
+
 }  // namespace grouped
 
 extern "C" {

@@ -6,47 +6,50 @@ namespace {
 
 template <typename Args>
 int32_t finish(int32_t op, int32_t (*function)(const Args*, const grouped_launch*, grouped_status*),
-               const Args& args, const grouped_launch* launch, grouped_status* status) {
-  return launch == nullptr ? grouped_check(op, &args, status) : function(&args, launch, status);
+               const Args& args, const grouped_launch* launch, grouped_status* status,
+               const WorkspaceSource* source) {
+  if (launch == nullptr) return grouped_check(op, &args, status);
+  return source == nullptr ? function(&args, launch, status)
+                           : run_on_demand(op, &args, *launch, *source, status);
 }
 
 }  // namespace
 
 int32_t call_operation(int32_t op, const grouped_tensor* const* t, const Options& o,
-                       const grouped_launch* launch, grouped_status* status) {
+                       const grouped_launch* launch, grouped_status* status, const WorkspaceSource* source) {
   switch (op) {
     case GROUPED_OP_MM: {
       const grouped_mm_args args = {sizeof(args),    t[0],         t[1],   t[2], t[3], t[4], t[5],
                                     o.weight_layout, o.sizes_kind, o.tail, 0};
-      return finish(op, grouped_mm, args, launch, status);
+      return finish(op, grouped_mm, args, launch, status, source);
     }
     case GROUPED_OP_WGRAD: {
       const grouped_wgrad_args args = {sizeof(args),    t[0],         t[1],         t[2], t[3],
                                        o.weight_layout, o.sizes_kind, o.accumulate, 0};
-      return finish(op, grouped_wgrad, args, launch, status);
+      return finish(op, grouped_wgrad, args, launch, status, source);
     }
     case GROUPED_OP_BIAS_GRAD: {
       const grouped_bias_grad_args args = {sizeof(args), t[0], t[1], t[2], o.sizes_kind, o.accumulate};
-      return finish(op, grouped_bias_grad, args, launch, status);
+      return finish(op, grouped_bias_grad, args, launch, status, source);
     }
     case GROUPED_OP_ACTIVATION: {
       const grouped_activation_args args = {sizeof(args), t[0],         t[1],         t[2],
                                             t[3],         o.activation, o.sizes_kind, o.tail};
-      return finish(op, grouped_activation, args, launch, status);
+      return finish(op, grouped_activation, args, launch, status, source);
     }
     case GROUPED_OP_ACTIVATION_GRAD: {
       const grouped_activation_grad_args args = {sizeof(args), t[0], t[1],         t[2],         t[3],
                                                  t[4],         t[5], o.activation, o.sizes_kind, o.tail};
-      return finish(op, grouped_activation_grad, args, launch, status);
+      return finish(op, grouped_activation_grad, args, launch, status, source);
     }
     case GROUPED_OP_ROW_SCALE: {
       const grouped_row_scale_args args = {sizeof(args), t[0], t[1], t[2], t[3], o.sizes_kind, o.tail};
-      return finish(op, grouped_row_scale, args, launch, status);
+      return finish(op, grouped_row_scale, args, launch, status, source);
     }
     case GROUPED_OP_ROW_DOT: {
       const grouped_row_dot_args args = {sizeof(args), t[0], t[1],         t[2],  t[3],
                                          t[4],         t[5], o.sizes_kind, o.tail};
-      return finish(op, grouped_row_dot, args, launch, status);
+      return finish(op, grouped_row_dot, args, launch, status, source);
     }
     default: {  // GROUPED_OP_LINEAR is a check; a number that is no operation is reported by it
       const grouped_linear_args args = {

@@ -3,6 +3,7 @@
 // of the operation's rule table, null where an optional one is absent.
 #pragma once
 
+#include "core/on_demand.h"
 #include "grouped/grouped.h"
 
 namespace grouped::doors {
@@ -17,8 +18,9 @@ struct Options {
   grouped_activation_options activation = {};
 };
 
-// With a null launch the rules are checked and nothing runs.
+// With a null launch the rules are checked and nothing runs. With a source the launch brings no workspace.
 int32_t call_operation(int32_t op, const grouped_tensor* const* tensors, const Options& options,
-                       const grouped_launch* launch, grouped_status* status);
+                       const grouped_launch* launch, grouped_status* status,
+                       const WorkspaceSource* source = nullptr);
 
 }  // namespace grouped::doors

@@ -3,6 +3,8 @@
 
 #include <nanobind/ndarray.h>
 
+#include <utility>
+
 #include "python/options.h"
 #include "python/thread_pool.h"
 
@@ -75,49 +77,59 @@ bool convert(const dltensor& from, grouped_tensor* to) {
   return true;
 }
 
-// Scratch memory from the framework's allocator, which knows what a later call on the same stream may reuse.
+// The dims of an operation by letter, as far as its tensors tell; 0 for one that none has.
+class DimsByLetter {
+ public:
+  DimsByLetter(int32_t op, const doors::Options& options, const grouped_tensor* const* tensors) {
+    for (int32_t i = 0; i < doors::kMaxArguments; ++i) {
+      const char* letters = grouped_argument_dims(op, options.weight_layout, i, nullptr);
+      if (letters == nullptr) break;
+      for (int32_t d = 0; tensors[i] != nullptr && d < tensors[i]->rank && letters[d] != '\0'; ++d) {
+        value_[letters[d] - 'A'] = tensors[i]->shape[d];
+      }
+    }
+  }
+  int64_t operator[](char letter) const { return value_[letter - 'A']; }
+
+ private:
+  int64_t value_[26] = {};
+};
+
+// Scratch memory for one call: on CPU its own if it suffices, else from the framework's allocator, which
+// knows what a later call on the same stream may reuse.
 class Workspace {
  public:
+  Workspace(const DlpackExchange& exchange, const nb::dlpack::device& device)
+      : exchange_(exchange), device_(device) {}
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
   ~Workspace() {
     if (memory_ != nullptr) memory_->deleter(memory_);
   }
-  bool allocate(const DlpackExchange& exchange, const nb::dlpack::device& device, size_t bytes) {
-    if (bytes == 0) return true;
+  WorkspaceSource source() {
+    return {[](void* self, size_t bytes) { return static_cast<Workspace*>(self)->allocate(bytes); }, this};
+  }
+
+ private:
+  void* allocate(size_t bytes) {
+    if (device_.device_type == nb::device::cpu::value && bytes <= sizeof(own_)) return own_;
     int64_t shape = static_cast<int64_t>(bytes), stride = 1;
     dltensor prototype = {};
-    prototype.device = device;
+    prototype.device = device_;
     prototype.ndim = 1;
     prototype.dtype = nb::dtype<uint8_t>();
     prototype.shape = &shape;
     prototype.strides = &stride;
-    return exchange.allocate(&prototype, &memory_, nullptr, [](void*, const char*, const char*) {}) == 0;
-  }
-  void* data() const {
-    return memory_ == nullptr ? nullptr
-                              : static_cast<char*>(memory_->tensor.data) + memory_->tensor.byte_offset;
+    const int failed =
+        exchange_.allocate(&prototype, &memory_, nullptr, [](void*, const char*, const char*) {});
+    return failed ? nullptr : static_cast<char*>(memory_->tensor.data) + memory_->tensor.byte_offset;
   }
 
- private:
+  const DlpackExchange& exchange_;
+  const nb::dlpack::device device_;
   DlpackManaged* memory_ = nullptr;
+  alignas(16) char own_[4096];
 };
-
-size_t workspace_size(int32_t op, const grouped_tensor* const* tensors, int32_t weight_layout) {
-  // The dtype that the query asks for is the first argument's, but for the one operation that may narrow it.
-  const grouped_tensor* like = op == GROUPED_OP_ROW_SCALE ? tensors[3] : tensors[0];
-  if (like == nullptr) return 0;
-  grouped_workspace_query query = {sizeof(query), op, like->dtype, like->device, 0, 0, 0, 0};
-  for (int32_t i = 0; i < doors::kMaxArguments; ++i) {
-    const char* letters = grouped_argument_dims(op, weight_layout, i, nullptr);
-    if (letters == nullptr) break;
-    for (int32_t d = 0; tensors[i] != nullptr && d < tensors[i]->rank && letters[d] != '\0'; ++d) {
-      const int64_t size = tensors[i]->shape[d];
-      if (letters[d] == 'K') query.K = size;
-      if (letters[d] == 'N') query.N = size;
-      if (letters[d] == 'G') query.G = size;
-    }
-  }
-  return grouped_workspace_size(&query);
-}
 
 }  // namespace
 
@@ -129,7 +141,8 @@ struct DirectCalls::Arguments {
 
 DirectCalls::DirectCalls(const nb::capsule& exchange, const nb::tuple& classes)
     : exchange_(static_cast<const DlpackExchange*>(exchange.data("dlpack_exchange_api"))),
-      requires_grad_(nb::steal(PyUnicode_InternFromString("requires_grad"))) {
+      requires_grad_(nb::steal(PyUnicode_InternFromString("requires_grad"))),
+      new_empty_(nb::steal(PyUnicode_InternFromString("new_empty"))) {
   // A framework may offer newer versions first and older ones behind them.
   while (exchange_ != nullptr && exchange_->version.major != kDlpackMajor) exchange_ = exchange_->older;
   if (exchange_ == nullptr) throw nb::value_error("the framework speaks no version 1 of DLPack");
@@ -144,33 +157,57 @@ bool DirectCalls::is_served(nb::handle tensor) const {
   return false;
 }
 
-bool DirectCalls::read(const nb::tuple& tensors, Arguments* arguments) const {
-  if (nb::len(tensors) > doors::kMaxArguments) return false;
-  bool is_first = true;
-  int i = 0;
-  for (nb::handle item : tensors) {
-    if (!item.is_none()) {
-      dltensor given;
-      if (!is_served(item)) return false;
-      if (exchange_->tensor_from_object(item.ptr(), &given) != 0) {
-        PyErr_Clear();
-        return false;
-      }
-      if (!convert(given, &arguments->storage[i])) return false;
-      const nb::object requires_grad = nb::steal(PyObject_GetAttr(item.ptr(), requires_grad_.ptr()));
-      if (requires_grad.is(Py_True)) arguments->storage[i].flags = GROUPED_TENSOR_REQUIRES_GRAD;
-      arguments->list[i] = &arguments->storage[i];
-      if (is_first) arguments->device = given.device;
-      is_first = false;
-    }
-    ++i;
+bool DirectCalls::read_one(nb::handle tensor, int place, Arguments* arguments) const {
+  dltensor given;
+  if (!is_served(tensor)) return false;
+  if (exchange_->tensor_from_object(tensor.ptr(), &given) != 0) {
+    PyErr_Clear();
+    return false;
   }
-  return !is_first;
+  if (!convert(given, &arguments->storage[place])) return false;
+  arguments->list[place] = &arguments->storage[place];
+  arguments->device = given.device;
+  return true;
+}
+
+bool DirectCalls::read(const nb::tuple& tensors, Arguments* arguments) const {
+  const int count = static_cast<int>(nb::len(tensors));
+  if (count > doors::kMaxArguments) return false;
+  for (int i = count - 1; i >= 0; --i) {  // backwards, so that the device is the first one's
+    const nb::handle item = tensors[i];
+    if (!item.is_none() && !read_one(item, i, arguments)) return false;
+  }
+  return count > 0 && arguments->list[0] != nullptr;
+}
+
+void DirectCalls::read_flags(const nb::tuple& tensors, Arguments* arguments) const {
+  for (size_t i = 0; i < nb::len(tensors); ++i) {
+    if (arguments->list[i] == nullptr) continue;
+    const nb::object flag = nb::steal(PyObject_GetAttr(nb::handle(tensors[i]).ptr(), requires_grad_.ptr()));
+    if (flag.is(Py_True)) arguments->storage[i].flags = GROUPED_TENSOR_REQUIRES_GRAD;
+  }
+}
+
+bool DirectCalls::launch(int32_t op, const Arguments& arguments, const doors::Options& options,
+                         int32_t num_threads) const {
+  void* stream = nullptr;
+  if (arguments.device.device_type == nb::device::cuda::value &&
+      exchange_->current_stream(arguments.device.device_type, arguments.device.device_id, &stream) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  Workspace workspace(*exchange_, arguments.device);
+  const WorkspaceSource source = workspace.source();
+  const grouped_executor executor = pool_executor(num_threads);
+  const grouped_launch launch = {num_threads > 1 ? &executor : nullptr, nullptr, 0, stream};
+  const nb::gil_scoped_release without_gil;
+  return doors::call_operation(op, arguments.list, options, &launch, nullptr, &source) == GROUPED_OK;
 }
 
 bool DirectCalls::check(int32_t op, const nb::tuple& tensors, const nb::tuple& options) const {
   Arguments arguments;
   if (!read(tensors, &arguments)) return false;
+  read_flags(tensors, &arguments);
   return doors::call_operation(op, arguments.list, read_options(options), nullptr, nullptr) == GROUPED_OK;
 }
 
@@ -178,23 +215,40 @@ bool DirectCalls::run(int32_t op, const nb::tuple& tensors, const nb::tuple& opt
                       int32_t num_threads) const {
   Arguments arguments;
   if (!read(tensors, &arguments)) return false;
+  read_flags(tensors, &arguments);
+  return launch(op, arguments, read_options(options), num_threads);
+}
+
+nb::object DirectCalls::create(int32_t op, const nb::tuple& operands, const nb::tuple& options,
+                               int32_t num_threads, int32_t turned) const {
+  const int place = static_cast<int>(nb::len(operands));  // the result's
+  Arguments arguments;
+  if (place >= doors::kMaxArguments || !read(operands, &arguments)) return nb::none();
+  if (turned >= 0 && turned < place) {
+    grouped_tensor& t = arguments.storage[turned];
+    if (t.rank < 2) return nb::none();
+    std::swap(t.shape[t.rank - 1], t.shape[t.rank - 2]);
+    std::swap(t.strides[t.rank - 1], t.strides[t.rank - 2]);
+  }
   const doors::Options o = read_options(options);
-  const size_t bytes = workspace_size(op, arguments.list, o.weight_layout);
-  void* stream = nullptr;
-  Workspace workspace;
-  if (arguments.device.device_type == nb::device::cuda::value &&
-      exchange_->current_stream(arguments.device.device_type, arguments.device.device_id, &stream) != 0) {
-    PyErr_Clear();
-    return false;
+  const char* letters = grouped_argument_dims(op, o.weight_layout, place, nullptr);
+  if (letters == nullptr) return nb::none();
+  const DimsByLetter dims(op, o, arguments.list);
+
+  nb::object sizes[GROUPED_MAX_RANK];
+  PyObject* call[GROUPED_MAX_RANK + 1] = {nb::handle(operands[0]).ptr()};
+  size_t count = 0;
+  for (; letters[count] != '\0'; ++count) {
+    sizes[count] = nb::steal(PyLong_FromLongLong(dims[letters[count]]));
+    call[count + 1] = sizes[count].ptr();
   }
-  if (!workspace.allocate(*exchange_, arguments.device, bytes)) {
+  const nb::object result = nb::steal(PyObject_VectorcallMethod(new_empty_.ptr(), call, count + 1, nullptr));
+  if (!result.is_valid()) {
     PyErr_Clear();
-    return false;
+    return nb::none();
   }
-  const grouped_executor executor = pool_executor(num_threads);
-  const grouped_launch launch = {num_threads > 1 ? &executor : nullptr, workspace.data(), bytes, stream};
-  const nb::gil_scoped_release without_gil;
-  return doors::call_operation(op, arguments.list, o, &launch, nullptr) == GROUPED_OK;
+  if (!read_one(result, place, &arguments) || !launch(op, arguments, o, num_threads)) return nb::none();
+  return result;
 }
 
 }  // namespace grouped::python_door

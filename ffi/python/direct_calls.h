@@ -30,13 +30,23 @@ class DirectCalls {
   bool run(int32_t op, const nanobind::tuple& tensors, const nanobind::tuple& options,
            int32_t num_threads) const;
 
+  // The result of `op`, an operation whose last argument is its only result, as a new tensor with the dtype
+  // of the first operand; None if `op` did not run. `operands` are the arguments before it. The last two
+  // dimensions of the one at place `turned` are read the other way round; -1 for none.
+  nanobind::object create(int32_t op, const nanobind::tuple& operands, const nanobind::tuple& options,
+                          int32_t num_threads, int32_t turned) const;
+
  private:
   struct Arguments;
   bool is_served(nanobind::handle tensor) const;
+  bool read_one(nanobind::handle tensor, int place, Arguments* arguments) const;
   bool read(const nanobind::tuple& tensors, Arguments* arguments) const;
+  void read_flags(const nanobind::tuple& tensors, Arguments* arguments) const;
+  bool launch(int32_t op, const Arguments& arguments, const doors::Options& options,
+              int32_t num_threads) const;
 
   const DlpackExchange* exchange_;
-  const nanobind::object requires_grad_;  // the attribute's name
+  const nanobind::object requires_grad_, new_empty_;  // names of an attribute and of a method
   std::vector<nanobind::object> classes_;
 };
 

@@ -136,7 +136,9 @@ NB_MODULE(_core, m) {
       .def(nb::init<const nb::capsule&, const nb::tuple&>(), "exchange"_a, "classes"_a)
       .def("check", &DirectCalls::check, "op"_a, "tensors"_a, "options"_a, "Whether the rules of `op` hold.")
       .def("run", &DirectCalls::run, "op"_a, "tensors"_a, "options"_a, "num_threads"_a,
-           "Whether `op` ran; if not, nothing was written, and `run` on descriptions tells why.");
+           "Whether `op` ran; if not, nothing was written, and `run` on descriptions tells why.")
+      .def("create", &DirectCalls::create, "op"_a, "operands"_a, "options"_a, "num_threads"_a, "turned"_a,
+           "The result of `op`, its last argument, as a new tensor; None if `op` did not run.");
   m.def("argument_dims", &argument_dims, "op"_a, "weight_layout"_a,
         "[(name, dims as letters)] of the arguments of `op`, in the order in which `run` takes them.");
   m.def("workspace_size", &workspace_size, "op"_a, "dtype"_a, "device"_a, "K"_a, "N"_a, "G"_a,

@@ -22,7 +22,7 @@ from torch_calls import leaves, to_numpy, to_torch
 
 from grouped_core import DirectCalls, Op, call_count
 from torch_grouped import _direct, _ops
-from torch_grouped.functional import grouped_linear
+from torch_grouped.functional import grouped_linear, grouped_mm
 
 OPERATORS = torch.ops.grouped_ffi
 
@@ -31,7 +31,7 @@ class Recorded:
     """In the place of `_direct.calls`: the real one, and whether each call was served."""
 
     def __init__(self, real):
-        self.real, self.served = real, []
+        self.real, self.served, self.created = real, [], []
 
     def check(self, *arguments):
         self.served.append(self.real.check(*arguments))
@@ -40,6 +40,13 @@ class Recorded:
     def run(self, *arguments):
         self.served.append(self.real.run(*arguments))
         return self.served[-1]
+
+    def create(self, *arguments):
+        result = self.real.create(*arguments)
+        self.served.append(result is not None)
+        if result is not None:
+            self.created.append(arguments[0])
+        return result
 
 
 @pytest.fixture
@@ -214,7 +221,8 @@ def test_an_operand_on_another_device_is_refused_in_the_cores_words(problem, dir
     x, weight, sizes = to_torch(problem.x), to_torch(problem.weight), to_torch(problem.sizes)
     with pytest.raises(ValueError, match="must be on"):
         grouped_linear(x, weight.to("meta"), sizes)
-    assert direct.served == [False]
+    assert direct.served
+    assert not any(direct.served)
 
 
 def test_without_the_interface_everything_works_through_the_dispatcher(problem, monkeypatch):
@@ -222,6 +230,52 @@ def test_without_the_interface_everything_works_through_the_dispatcher(problem, 
     monkeypatch.setattr(_direct, "calls", None)
     found = grouped_linear(group_sizes=to_torch(problem.sizes), **leaves(problem.inputs))
     assert_bits(to_numpy(found), to_numpy(expected))
+
+
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_new_results_are_made_natively(problem, direct, monkeypatch, with_grad):
+    def results():
+        with torch.set_grad_enabled(with_grad):
+            inputs = {name: t for name, t in leaves(problem.inputs).items() if name in ("x", "weight")}
+            sizes = to_torch(problem.sizes)
+            matrices = inputs["weight"].mT
+            found = [
+                grouped_linear(inputs["x"], inputs["weight"], sizes),
+                grouped_linear(inputs["x"], matrices.contiguous(), sizes, weight_layout="gkn"),
+                grouped_mm(inputs["x"], matrices, offs=sizes.cumsum(0)),
+                grouped_mm(inputs["x"], matrices.contiguous(), offs=sizes.cumsum(0)),
+            ]
+            gradients = [
+                torch.autograd.grad(y, list(inputs.values()), to_torch(problem.dy)) for y in found if with_grad
+            ]
+        return [*found, *(t for pair in gradients for t in pair)]
+
+    counts = call_count(Op.MM), call_count(Op.WGRAD)
+    found = results()
+    assert direct.created == ([Op.MM] * 4 + [Op.MM, Op.WGRAD] * 4 if with_grad else [Op.MM] * 4)
+    assert all(direct.served)
+    assert len(direct.served) == len(direct.created)
+    assert (call_count(Op.MM) - counts[0], call_count(Op.WGRAD) - counts[1]) == ((8, 4) if with_grad else (4, 0))
+    assert all(y.untyped_storage().resizable() and y.is_contiguous() for y in found[:4])
+    monkeypatch.setattr(_direct, "calls", None)
+    for f, e in zip(found, results(), strict=True):
+        assert_bits(to_numpy(f), to_numpy(e))
+
+
+def test_no_result_is_made_of_what_does_not_fit(problem, direct):
+    x, weight, sizes = to_torch(problem.x), to_torch(problem.weight), to_torch(problem.sizes)
+    options, before = _ops._options(0, True), call_count(Op.MM)
+    for operands, turned in [
+        ((x, weight, None, None, None), -1),
+        ((x, weight, sizes, None), -1),
+        ((None, weight, sizes, None, None), -1),
+        ((x, weight, sizes, None, None, None), -1),
+        ((x, weight, sizes, None, None), 1),
+        ((x, weight, sizes, None, None), 2),
+        ((), -1),
+    ]:
+        assert direct.create(int(Op.MM), operands, options, 1, turned) is None
+    assert call_count(Op.MM) == before
 
 
 @pytest.mark.parametrize("enabled", [False, True])

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results in new memory. In plain eager mode one native call makes the tensor and fills it.
+
+`eager` is what `_direct.is_eager()` says; a public function asks once. What the native call does not serve, a broken
+rule included, goes the way of _ops.py with memory made here: the same bits and words.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from grouped_core import Op, other_layout
+from torch_grouped import _direct, _ops
+
+# Plain ints and looked-up options: each lookup of an enumeration or in a cache is paid in every call.
+_MM, _WGRAD = int(Op.MM), int(Op.WGRAD)
+_BY_SIZES = (_ops._options(0, True), _ops._options(1, True))
+_BY_ENDS = (_ops._options(0, True, ends=True), _ops._options(1, True, ends=True))
+_GNK, _GKN = 0, 1
+_AS_IT_IS, _FIRST, _SECOND = -1, 0, 1  # which operand is read turned
+
+
+def try_linear(
+    x: Tensor, weight: Tensor, group_sizes: object, bias: Tensor | None, row_scale: Tensor | None, weight_layout: int
+) -> Tensor | None:
+    """`linear` where it is eager and there are no buffers; None where the native call does not serve."""
+    calls = _direct.calls
+    if calls is None:
+        return None
+    operands = (x, weight, group_sizes, bias, row_scale)
+    return calls.create(_MM, operands, _BY_SIZES[weight_layout], torch.get_num_threads(), _AS_IT_IS)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    group_sizes: Tensor,
+    bias: Tensor | None,
+    row_scale: Tensor | None,
+    dgrad_out: Tensor | None,
+    wgrad_out: Tensor | None,
+    weight_layout: int,
+    *,
+    eager: bool,
+) -> Tensor:
+    """y with a zeroed tail; the gradient buffers are only checked."""
+    if eager and dgrad_out is None and wgrad_out is None:
+        y = try_linear(x, weight, group_sizes, bias, row_scale, weight_layout)
+        if y is not None:
+            return y
+    y = x.new_empty(x.shape[0] if x.dim() else 0, weight.shape[1 + weight_layout] if weight.dim() == 3 else 0)
+    _ops.linear(x, weight, group_sizes, bias, row_scale, y, dgrad_out, wgrad_out, weight_layout, True)
+    return y
+
+
+def dgrad(
+    dy: Tensor, weight: Tensor, group_sizes: Tensor, row_scale: Tensor | None, weight_layout: int, *, eager: bool
+) -> Tensor:
+    """dx with a zeroed tail."""
+    if eager:
+        dx = try_linear(dy, weight, group_sizes, None, row_scale, other_layout(weight_layout))
+        if dx is not None:
+            return dx
+    dx = dy.new_empty(dy.shape[0], weight.shape[2 - weight_layout])
+    _ops.dgrad(dy, weight, group_sizes, row_scale, dx, None, weight_layout, True)
+    return dx
+
+
+def wgrad(x: Tensor, dy: Tensor, group_sizes: Tensor, weight_layout: int, *, eager: bool) -> Tensor:
+    """dW in the weight's storage and the dtype of dy."""
+    if eager and _direct.calls is not None:
+        threads = torch.get_num_threads()
+        dweight = _direct.calls.create(_WGRAD, (x, dy, group_sizes), _BY_SIZES[weight_layout], threads, _AS_IT_IS)
+        if dweight is not None:
+            return dweight
+    columns = (dy.shape[1], x.shape[1])
+    dweight = dy.new_empty(group_sizes.shape[0], *(columns[::-1] if weight_layout == _GKN else columns))
+    _ops.wgrad(x, dy, group_sizes, dweight, weight_layout, False)
+    return dweight
+
+
+def try_product(rows: Tensor, matrices: Tensor, offs: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """``rows[t] @ matrices[g(t)]``, matrices ``[G, K, N]`` stored by rows or by columns; None as `try_linear`."""
+    calls = _direct.calls
+    if calls is None:
+        return None
+    by_rows = matrices.is_contiguous()
+    options, turned = (_BY_ENDS[_GKN], _AS_IT_IS) if by_rows else (_BY_ENDS[_GNK], _SECOND)
+    return calls.create(_MM, (rows, matrices, offs, bias, None), options, torch.get_num_threads(), turned)
+
+
+def try_contraction(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor | None:
+    """``a[:, g's] @ b[g's]`` for each group g, a stored by columns and b by rows; None as `try_linear`."""
+    calls = _direct.calls
+    if calls is None:
+        return None
+    return calls.create(_WGRAD, (a, b, offs), _BY_ENDS[_GKN], torch.get_num_threads(), _FIRST)

@@ -131,9 +131,10 @@ def _jax_own(lhs: Array, rhs: Array, group_sizes: Array, options: dict[str, Any]
 def _out_sharding(*arrays: Array) -> dict[str, Any]:
     """On a mesh of explicit axes JAX wants to be told where a result lies; a custom call's lies whole everywhere."""
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays)]
-    if not _TAKES_OUT_SHARDING or not any(m.explicit_axes for m in meshes):
+    explicit = next((m for m in meshes if m.explicit_axes), None)
+    if not _TAKES_OUT_SHARDING or explicit is None:
         return {}
-    return {"out_sharding": jax.sharding.PartitionSpec()}
+    return {"out_sharding": jax.sharding.NamedSharding(explicit, jax.sharding.PartitionSpec())}
 
 
 def _canonical(precision: Any) -> Any:

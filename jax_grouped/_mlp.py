@@ -21,7 +21,7 @@ from grouped_core import (
 )
 from jax_grouped import _operations as core
 from jax_grouped._calls import Array, check_arguments, check_own, result_type, vary_together
-from jax_grouped._refs import Buffer, check_buffers, cotangent, is_ref, read, write
+from jax_grouped._refs import Buffer, check_buffers, check_inputs, cotangent, is_ref, read, write
 
 __all__ = ["grouped_mlp"]
 
@@ -116,7 +116,7 @@ def grouped_mlp(
 
     Raises:
       ValueError: at trace time, an unknown name, a shape that the rules forbid, or one Ref for two buffers.
-      TypeError: at trace time, a dtype that the rules forbid, or a slice of a Ref.
+      TypeError: at trace time, a dtype that the rules forbid, a slice of a Ref, or a Ref as an input.
       jax.errors.JaxRuntimeError: at run time, sizes that do not fit, as `grouped_linear`.
 
     Tail: with ``out`` or ``dgrad_out`` rows ``S..T`` of it are neither read nor written; without, they are zeros.
@@ -138,8 +138,10 @@ def grouped_mlp(
     layout = weight_layout_code(weight_layout)
     config = _Config(choice, layout, bool(accumulate_wgrad), bool(recompute_activation))
     given = _Arguments(x, fc1_weight, fc2_weight, group_sizes, fc1_bias, fc2_bias, row_scale, **buffers)
+    inputs = dict(zip(_Arguments._fields[:7], given[:7], strict=True))
+    check_inputs(**inputs)
     _check(config, given)
-    check_own({**buffers, "out": out if is_ref(out) else None}, given[:7])
+    check_own({**buffers, "out": out if is_ref(out) else None}, inputs.values())
     with jax.named_scope("grouped_mlp"):
         y = _mlp(config, *vary_together(*given._replace(out=read(out))))
         write(out, y)

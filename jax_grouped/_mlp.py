@@ -148,6 +148,17 @@ def grouped_mlp(
         return checkpoint_name(y, "grouped_mlp")
 
 
+def _check_columns(fc1_weight: Array, weight_layout: int, choice: Activation) -> None:
+    """Names what the caller gave, where the core would refuse fc1's result; symbolic lengths are left to it."""
+    columns = fc1_weight.shape[1 + weight_layout]
+    if choice.gated and type(columns) is int and columns % 2:
+        shape = "[G, K, 2F]" if weight_layout else "[G, 2F, K]"
+        raise ValueError(
+            f"fc1_weight must be {shape}, with as many columns of up as of gate; got {list(fc1_weight.shape)}. "
+            'Without a gate pass activation="squared_relu".'
+        )
+
+
 def _check(config: _Config, given: _Arguments) -> None:
     """The rules of the three calls, on the caller's arguments under their names and on what passes between them."""
     sizes, options = given.group_sizes, Options(weight_layout=config.weight_layout)
@@ -156,12 +167,13 @@ def _check(config: _Config, given: _Arguments) -> None:
         "fc1_weight": given.fc1_weight,
         "group_sizes": sizes,
         "fc1_bias": given.fc1_bias,
-        "row_scale": None,
+        "row_scale": given.row_scale,
         "out": None,
         "dgrad_out": given.dgrad_out,
         "fc1_wgrad_out": given.fc1_wgrad_out,
     }
     check_arguments(Op.LINEAR, fc1, options)
+    _check_columns(given.fc1_weight, config.weight_layout, config.choice)
     rows, dtype = given.x.shape[0], given.x.dtype
     hidden = result_type((rows, given.fc1_weight.shape[1 + config.weight_layout]), dtype)
     between = result_type((rows, config.choice.width(hidden.shape[1])), dtype)
@@ -172,7 +184,7 @@ def _check(config: _Config, given: _Arguments) -> None:
         "fc2_weight": given.fc2_weight,
         "group_sizes": sizes,
         "fc2_bias": given.fc2_bias,
-        "row_scale": None,
+        "row_scale": given.row_scale,
         "out": given.out,
         "dgrad_out": None,
         "fc2_wgrad_out": given.fc2_wgrad_out,

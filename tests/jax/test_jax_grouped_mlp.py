@@ -234,12 +234,6 @@ def test_good_arguments_are_accepted() -> None:
     assert jax.jit(grouped_mlp)(**good()).shape == (T, N)
 
 
-def test_odd_columns_of_fc1() -> None:
-    arguments = {**good(), "fc1_weight": jnp.zeros((G, K, 9)), "fc1_bias": None, "fc1_wgrad_out": None}
-    with pytest.raises(ValueError, match=r"^fc1's result must be \[T, 2F\] .*; got \[6, 9\] f32"):
-        jax.jit(grouped_mlp)(**arguments)
-
-
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -355,18 +355,6 @@ def test_mistakes_are_told_before_anything_runs(exception, name, value, words):
     assert all((arguments[n] == SENTINEL).all() for n in BUFFERS if n != name)
 
 
-def test_an_odd_number_of_columns_is_refused():
-    arguments: dict[str, Any] = {
-        "x": torch.ones(T, K),
-        "fc1_weight": torch.ones(G, 15, K),
-        "fc2_weight": torch.ones(G, N, 7),
-    }
-    with pytest.raises(
-        ValueError, match=re.escape("fc1's result must be [T, 2F] f16, bf16, f32 or f64; got [6, 15] f32.")
-    ):
-        grouped_mlp(**arguments, group_sizes=torch.tensor([3, 2]))
-
-
 @pytest.mark.parametrize(
     ("option", "words"),
     [

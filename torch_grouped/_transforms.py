@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def in_a_loop(function: type[torch.autograd.Function], info: Any, in_dims: tuple
             return argument.sum(dim, dtype=argument.dtype)
         return argument.select(dim, i) if dim == 0 else argument.select(dim, i).contiguous()
 
-    def stack(results: Sequence[Tensor]) -> Tensor:
+    def stack(results: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
         return torch.stack(results) if size else torch.stack(results)[:0]
 
     # Of an empty batch one element tells the shapes of what is then empty too.

@@ -19,6 +19,7 @@ from grouped_core import (
     other_layout,
     weight_layout_code,
 )
+from grouped_core._words import _look_up
 from jax_grouped import _operations as core
 from jax_grouped._calls import Array, check_arguments, check_own, result_type, vary_together
 from jax_grouped._refs import Buffer, check_buffers, check_inputs, cotangent, is_ref, read, write
@@ -131,9 +132,7 @@ def grouped_mlp(
     """
     buffers = {"out": out, "dgrad_out": dgrad_out, "fc1_wgrad_out": fc1_wgrad_out, "fc2_wgrad_out": fc2_wgrad_out}
     check_buffers(**buffers)
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        choices = ", ".join(f'"{name}"' for name in ACTIVATIONS)
-        raise ValueError(f"activation must be one of {choices}; got {activation!r}.")
+    _look_up("activation", ACTIVATIONS, activation)  # under the argument's name here
     choice = activation_options(activation, gate_layout, alpha, limit, offset)
     layout = weight_layout_code(weight_layout)
     config = _Config(choice, layout, bool(accumulate_wgrad), bool(recompute_activation))

@@ -7,6 +7,7 @@ Writes tests/gpu/record.json: what was tested, on what, and how it ended. Nothin
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import os
 import re
@@ -25,6 +26,16 @@ LOGS = Path(os.environ.get("GROUPED_GPU_LOGS", package.FOLDER / "logs"))
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 # Each configuration of the Hopper kernels in turn, and what serves other shapes and GPUs.
 FORCED = ("turns", "share", "portable")
+
+
+def require_frameworks() -> None:
+    """Said before minutes are spent on a build."""
+    absent = [name for name in ("torch", "jax", "pytest", "xdist") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise SystemExit(
+            f"The GPU tests need torch, jax, pytest and pytest-xdist; {sys.executable} lacks {', '.join(absent)}. "
+            f"docs/running.md says what to install."
+        )
 
 
 def install() -> None:
@@ -90,9 +101,11 @@ def machine() -> dict:
 
 
 def main() -> int:
-    install()
     if "--install-only" in sys.argv[1:]:
+        install()
         return 0
+    require_frameworks()
+    install()
     LOGS.mkdir(parents=True, exist_ok=True)
     suites, seconds = {}, {}
     for name, suite in [

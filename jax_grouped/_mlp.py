@@ -19,9 +19,10 @@ from grouped_core import (
     other_layout,
     weight_layout_code,
 )
+from grouped_core._words import _look_up
 from jax_grouped import _operations as core
 from jax_grouped._calls import Array, check_arguments, check_own, result_type, vary_together
-from jax_grouped._refs import Buffer, check_buffers, cotangent, is_ref, read, write
+from jax_grouped._refs import Buffer, check_buffers, check_inputs, cotangent, is_ref, read, write
 
 __all__ = ["grouped_mlp"]
 
@@ -116,7 +117,7 @@ def grouped_mlp(
 
     Raises:
       ValueError: at trace time, an unknown name, a shape that the rules forbid, or one Ref for two buffers.
-      TypeError: at trace time, a dtype that the rules forbid, or a slice of a Ref.
+      TypeError: at trace time, a dtype that the rules forbid, a slice of a Ref, or a Ref as an input.
       jax.errors.JaxRuntimeError: at run time, sizes that do not fit, as `grouped_linear`.
 
     Tail: with ``out`` or ``dgrad_out`` rows ``S..T`` of it are neither read nor written; without, they are zeros.
@@ -131,19 +132,30 @@ def grouped_mlp(
     """
     buffers = {"out": out, "dgrad_out": dgrad_out, "fc1_wgrad_out": fc1_wgrad_out, "fc2_wgrad_out": fc2_wgrad_out}
     check_buffers(**buffers)
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        choices = ", ".join(f'"{name}"' for name in ACTIVATIONS)
-        raise ValueError(f"activation must be one of {choices}; got {activation!r}.")
+    _look_up("activation", ACTIVATIONS, activation)  # under the argument's name here
     choice = activation_options(activation, gate_layout, alpha, limit, offset)
     layout = weight_layout_code(weight_layout)
     config = _Config(choice, layout, bool(accumulate_wgrad), bool(recompute_activation))
     given = _Arguments(x, fc1_weight, fc2_weight, group_sizes, fc1_bias, fc2_bias, row_scale, **buffers)
+    inputs = dict(zip(_Arguments._fields[:7], given[:7], strict=True))
+    check_inputs(**inputs)
     _check(config, given)
-    check_own({**buffers, "out": out if is_ref(out) else None}, given[:7])
+    check_own({**buffers, "out": out if is_ref(out) else None}, inputs.values())
     with jax.named_scope("grouped_mlp"):
         y = _mlp(config, *vary_together(*given._replace(out=read(out))))
         write(out, y)
         return checkpoint_name(y, "grouped_mlp")
+
+
+def _check_columns(fc1_weight: Array, weight_layout: int, choice: Activation) -> None:
+    """Names what the caller gave, where the core would refuse fc1's result; symbolic lengths are left to it."""
+    columns = fc1_weight.shape[1 + weight_layout]
+    if choice.gated and type(columns) is int and columns % 2:
+        shape = "[G, K, 2F]" if weight_layout else "[G, 2F, K]"
+        raise ValueError(
+            f"fc1_weight must be {shape}, with as many columns of up as of gate; got {list(fc1_weight.shape)}. "
+            'Without a gate pass activation="squared_relu".'
+        )
 
 
 def _check(config: _Config, given: _Arguments) -> None:
@@ -154,12 +166,13 @@ def _check(config: _Config, given: _Arguments) -> None:
         "fc1_weight": given.fc1_weight,
         "group_sizes": sizes,
         "fc1_bias": given.fc1_bias,
-        "row_scale": None,
+        "row_scale": given.row_scale,
         "out": None,
         "dgrad_out": given.dgrad_out,
         "fc1_wgrad_out": given.fc1_wgrad_out,
     }
     check_arguments(Op.LINEAR, fc1, options)
+    _check_columns(given.fc1_weight, config.weight_layout, config.choice)
     rows, dtype = given.x.shape[0], given.x.dtype
     hidden = result_type((rows, given.fc1_weight.shape[1 + config.weight_layout]), dtype)
     between = result_type((rows, config.choice.width(hidden.shape[1])), dtype)
@@ -170,7 +183,7 @@ def _check(config: _Config, given: _Arguments) -> None:
         "fc2_weight": given.fc2_weight,
         "group_sizes": sizes,
         "fc2_bias": given.fc2_bias,
-        "row_scale": None,
+        "row_scale": given.row_scale,
         "out": given.out,
         "dgrad_out": None,
         "fc2_wgrad_out": given.fc2_wgrad_out,

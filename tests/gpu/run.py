@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import datetime
+import importlib.util
 import json
 import os
 import re
@@ -29,6 +30,16 @@ SANITIZERS = ("memcheck", "racecheck", "synccheck")
 # Each configuration of the Hopper kernels in turn, and what serves other shapes and GPUs.
 FORCED = ("turns", "share", "portable")
 CAPTURED = tuple(f"tests/gpu/test_{name}.py" for name in ("capture", "jax_graphs", "torch_graphs"))
+
+
+def require_frameworks() -> None:
+    """Said before minutes are spent on a build."""
+    absent = [name for name in ("torch", "jax", "pytest", "xdist") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise SystemExit(
+            f"The GPU tests need torch, jax, pytest and pytest-xdist; {sys.executable} lacks {', '.join(absent)}. "
+            f"docs/running.md says what to install."
+        )
 
 
 def install() -> None:
@@ -99,9 +110,11 @@ def machine() -> dict:
 
 
 def main() -> int:
-    install()
     if "--install-only" in sys.argv[1:]:
+        install()
         return 0
+    require_frameworks()
+    install()
     LOGS.mkdir(parents=True, exist_ok=True)
     suites, seconds = {}, {}
 

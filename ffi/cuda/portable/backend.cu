@@ -41,8 +41,8 @@ void log_choice(const char* operation, int64_t K, int64_t N, int64_t G, bool is_
 }
 
 template <typename Problem>
-bool use_sm90(const Problem& p, const Launch& launch) {
-  return cuda::sm90::can_take(p, cuda::compute_capability(launch.device)) &&
+bool use_sm90(const Problem& p, int device) {
+  return cuda::sm90::can_take(p, cuda::compute_capability(device)) &&
          test_kernels() != TestKernels::kPortable;
 }
 
@@ -65,7 +65,7 @@ cuda::sm90::Config config_of(const WgradProblem& p) {
 
 Status mm(const MmProblem& p, const Launch& launch) {
   return on_device(p.sizes, launch, p.T == 0 || p.N == 0, [&] {
-    if (use_sm90(p, launch)) {
+    if (use_sm90(p, launch.device)) {
       const cuda::sm90::Config config = config_of(p);
       log_choice("grouped_mm", p.K, p.N, p.G, p.weight_is_gkn, to_string(config));
       return p.in == DType::kF16 ? cuda::sm90::mm_f16(p, config, launch)
@@ -85,9 +85,14 @@ Status mm(const MmProblem& p, const Launch& launch) {
   });
 }
 
+// The portable kernels keep their offsets there.
+bool mm_uses_workspace(const MmProblem& p, int device) {
+  return !use_sm90(p, device) || config_of(p).by_halves;
+}
+
 Status wgrad(const WgradProblem& p, const Launch& launch) {
   return on_device(p.sizes, launch, p.G == 0 || p.K == 0 || p.N == 0, [&] {
-    if (use_sm90(p, launch)) {
+    if (use_sm90(p, launch.device)) {
       const cuda::sm90::Config config = config_of(p);
       log_choice("grouped_wgrad", p.K, p.N, p.G, p.out_is_gkn, to_string(config));
       return p.in == DType::kF16 ? cuda::sm90::wgrad_f16(p, config, launch)
@@ -131,8 +136,8 @@ Status row_dot(const RowDotProblem& p, const Launch& launch) {
 }  // namespace
 
 const Backend* cuda_backend() {
-  static constexpr Backend backend = {workspace_size,  mm,        wgrad,  bias_grad, activation,
-                                      activation_grad, row_scale, row_dot};
+  static constexpr Backend backend = {workspace_size,  mm,        wgrad,   bias_grad,        activation,
+                                      activation_grad, row_scale, row_dot, mm_uses_workspace};
   return &backend;
 }
 

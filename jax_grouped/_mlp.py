@@ -10,16 +10,15 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from grouped_core import (
-    ACTIVATIONS,
     Activation,
     Op,
     Options,
     Tail,
+    activation_kind,
     activation_options,
     other_layout,
     weight_layout_code,
 )
-from grouped_core._words import _look_up
 from jax_grouped import _operations as core
 from jax_grouped._calls import Array, check_arguments, check_own, result_type, vary_together
 from jax_grouped._refs import Buffer, check_buffers, check_inputs, cotangent, is_ref, read, write
@@ -132,7 +131,7 @@ def grouped_mlp(
     """
     buffers = {"out": out, "dgrad_out": dgrad_out, "fc1_wgrad_out": fc1_wgrad_out, "fc2_wgrad_out": fc2_wgrad_out}
     check_buffers(**buffers)
-    _look_up("activation", ACTIVATIONS, activation)  # under the argument's name here
+    activation_kind("activation", activation)  # under the argument's name here
     choice = activation_options(activation, gate_layout, alpha, limit, offset)
     layout = weight_layout_code(weight_layout)
     config = _Config(choice, layout, bool(accumulate_wgrad), bool(recompute_activation))
@@ -145,17 +144,6 @@ def grouped_mlp(
         y = _mlp(config, *vary_together(*given._replace(out=read(out))))
         write(out, y)
         return checkpoint_name(y, "grouped_mlp")
-
-
-def _check_columns(fc1_weight: Array, weight_layout: int, choice: Activation) -> None:
-    """Names what the caller gave, where the core would refuse fc1's result; symbolic lengths are left to it."""
-    columns = fc1_weight.shape[1 + weight_layout]
-    if choice.gated and type(columns) is int and columns % 2:
-        shape = "[G, K, 2F]" if weight_layout else "[G, 2F, K]"
-        raise ValueError(
-            f"fc1_weight must be {shape}, with as many columns of up as of gate; got {list(fc1_weight.shape)}. "
-            'Without a gate pass activation="squared_relu".'
-        )
 
 
 def _check(config: _Config, given: _Arguments) -> None:
@@ -172,7 +160,7 @@ def _check(config: _Config, given: _Arguments) -> None:
         "fc1_wgrad_out": given.fc1_wgrad_out,
     }
     check_arguments(Op.LINEAR, fc1, options)
-    _check_columns(given.fc1_weight, config.weight_layout, config.choice)
+    config.choice.check_columns("fc1_weight", given.fc1_weight.shape, config.weight_layout)
     rows, dtype = given.x.shape[0], given.x.dtype
     hidden = result_type((rows, given.fc1_weight.shape[1 + config.weight_layout]), dtype)
     between = result_type((rows, config.choice.width(hidden.shape[1])), dtype)

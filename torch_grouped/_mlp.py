@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouped_core import ACTIVATIONS, Activation, activation_options, weight_layout_code
-from grouped_core._words import _look_up
+from grouped_core import Activation, activation_kind, activation_options, weight_layout_code
 from torch_grouped import _mlp_ops, _ops
 from torch_grouped._autocast import autocast_operands
 from torch_grouped._autograd import apply
@@ -183,7 +182,7 @@ class GroupedMLPFunction(torch.autograd.Function):
 
 def check_activation(activation: str) -> None:
     """ValueError for a name that is no activation's, under the argument's name here."""
-    _look_up("activation", ACTIVATIONS, activation)
+    activation_kind("activation", activation)
 
 
 def run_mlp(

@@ -24,17 +24,6 @@ _Rule = tuple[Op, dict[str, Tensor | None], Options]
 FC1_RESULT, ACTIVATION = "fc1's result", "activation"
 
 
-def _check_columns(fc1_weight: Tensor, weight_layout: int, choice: Activation) -> None:
-    """Names what the caller gave, where the core would refuse fc1's result; lengths not known yet are left to it."""
-    columns = fc1_weight.shape[1 + weight_layout]
-    if choice.gated and type(columns) is int and columns % 2:
-        shape = "[G, K, 2F]" if weight_layout else "[G, 2F, K]"
-        raise ValueError(
-            f"fc1_weight must be {shape}, with as many columns of up as of gate; got {list(fc1_weight.shape)}. "
-            'Without a gate pass activation="squared_relu".'
-        )
-
-
 class _Operands(NamedTuple):
     """What one call to the MLP was given, buffers among it."""
 
@@ -67,7 +56,7 @@ class _Operands(NamedTuple):
             "fc1_wgrad_out": self.fc1_wgrad_out,
         }
         yield Op.LINEAR, fc1, layout
-        _check_columns(self.fc1_weight, weight_layout, choice)
+        choice.check_columns("fc1_weight", self.fc1_weight.shape, weight_layout)
         activation = {FC1_RESULT: self.h, **common, "row_scale": self.row_scale, ACTIVATION: self.a}
         yield Op.ACTIVATION, activation, choice.options(Tail.KEEP)
         fc2 = {

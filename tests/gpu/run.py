@@ -26,7 +26,8 @@ from source_hash import ROOT, source_hash
 
 SITE = package.FOLDER / "site"
 LOGS = Path(os.environ.get("GROUPED_GPU_LOGS", package.FOLDER / "logs"))
-SANITIZERS = ("memcheck", "racecheck", "synccheck")
+# The tools of compute-sanitizer, and the kernels that they watch.
+SANITIZERS = (("memcheck", ""), ("racecheck", ""), ("racecheck", "turns"), ("synccheck", "turns"))
 # Each configuration of the Hopper kernels in turn, and what serves other shapes and GPUs.
 FORCED = ("turns", "share", "portable")
 CAPTURED = tuple(f"tests/gpu/test_{name}.py" for name in ("capture", "jax_graphs", "torch_graphs"))
@@ -89,7 +90,7 @@ def run_executable(tool: str | None, kernels: str = "") -> dict:
     environment = {**os.environ, "GROUPED_TEST_KERNELS": kernels}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     text = result.stdout + result.stderr
-    (LOGS / f"sanitize-{tool or kernels or 'plain'}.log").write_text(text)
+    (LOGS / f"sanitize-{tool or 'plain'}{kernels and '-'}{kernels}.log").write_text(text)
     counts = re.findall(r"^(\d+) passed, (\d+) failed", text, re.MULTILINE)
     passed, failed = (int(n) for n in counts[-1]) if counts else (0, 1)
     verdict = re.findall(r"ERROR SUMMARY: .*|RACECHECK SUMMARY: .*", text)
@@ -131,7 +132,7 @@ def main() -> int:
     executables = [
         ("executable", None, ""),
         *((f"executable, {kernels}", None, kernels) for kernels in FORCED),
-        *((tool, tool, "") for tool in SANITIZERS),
+        *((f"{tool}{kernels and ', '}{kernels}", tool, kernels) for tool, kernels in SANITIZERS),
     ]
     with concurrent.futures.ThreadPoolExecutor(len(executables)) as pool:
         waiting = [

@@ -17,7 +17,7 @@ namespace {
 
 // Which kernels will run is not known before the addresses are.
 size_t workspace_size(int32_t, DType, int64_t, int64_t, int64_t G) {
-  return std::max(cuda::row_map_size(G), sizeof(cuda::sm90::ClusterPlaces));
+  return std::max(cuda::row_map_size(G), sizeof(cuda::sm90::PieceCounters));
 }
 
 // Runs `body` on the launch's device. `is_empty`: no element of a result exists, so nothing may be launched.
@@ -54,7 +54,7 @@ bool takes_turns(bool chosen) {
 cuda::sm90::Config config_of(const MmProblem& p) {
   cuda::sm90::Config config = cuda::sm90::mm_config(p.T, p.K, p.N, p.G);
   config.takes_turns = takes_turns(config.takes_turns);
-  if (test_kernels() != TestKernels::kAny) config.in_order = config.by_halves = config.takes_turns;
+  if (test_kernels() != TestKernels::kAny) config.in_order = config.on_demand = config.takes_turns;
   return config;
 }
 cuda::sm90::Config config_of(const WgradProblem& p) {
@@ -87,7 +87,7 @@ Status mm(const MmProblem& p, const Launch& launch) {
 
 // The portable kernels keep their offsets there.
 bool mm_uses_workspace(const MmProblem& p, int device) {
-  return !use_sm90(p, device) || config_of(p).by_halves;
+  return !use_sm90(p, device) || config_of(p).on_demand;
 }
 
 Status wgrad(const WgradProblem& p, const Launch& launch) {

@@ -90,14 +90,14 @@ __global__ void __launch_bounds__(kSplitThreads) split_kernel(int multiprocessor
 
 // The map may be changing under this copy, by the split on another stream. Whatever is read, the clusters of
 // this launch read the copy and agree.
-__global__ void prepare_kernel(ClusterPlaces* places, int clusters) {
+__global__ void prepare_kernel(PieceCounters* counters, int clusters) {
   for (int pair = threadIdx.x; pair < kMaxPairs; pair += blockDim.x)
-    places->half_of_pair[pair] = half_map.half_of_pair[pair];
+    counters->half_of_pair[pair] = half_map.half_of_pair[pair];
   if (threadIdx.x != 0) return;
-  places->arrived[0] = places->arrived[1] = 0;
+  counters->taken[0] = counters->taken[1] = 0;
   const int pairs = half_map.pairs;
   const int share = pairs > 0 ? half_map.first_half * clusters / pairs : clusters;
-  places->first_half = min(max(share, 0), clusters);
+  counters->first_half = min(max(share, 0), clusters);
 }
 
 // The stream to measure in: the call's own. A captured probe would be measured again at each replay, so
@@ -126,7 +126,7 @@ Status probe(const Launch& launch) {
 
 }  // namespace
 
-Status prepare_places(int clusters, const Launch& launch, ClusterPlaces* places) {
+Status prepare_counters(int clusters, const Launch& launch, PieceCounters* counters) {
   static std::atomic<uint64_t> probed{0};
   const uint64_t bit = launch.device < 64 ? uint64_t{1} << launch.device : 0;
   if (bit != 0 && (probed.load(std::memory_order_relaxed) & bit) == 0 &&
@@ -134,7 +134,7 @@ Status prepare_places(int clusters, const Launch& launch, ClusterPlaces* places)
     const Status done = probe(launch);
     if (!done.ok()) return done;
   }
-  prepare_kernel<<<1, kMaxPairs, 0, stream_of(launch)>>>(places, clusters);
+  prepare_kernel<<<1, kMaxPairs, 0, stream_of(launch)>>>(counters, clusters);
   return launch_status(cudaGetLastError(), launch.device);
 }
 

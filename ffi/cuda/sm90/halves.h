@@ -18,14 +18,14 @@ namespace grouped::cuda::sm90 {
 // Of multiprocessors; both blocks of a cluster run on one pair.
 inline constexpr int kMaxPairs = 96;
 
-// In the workspace of a call: who stands where in a turn (places.cuh).
-struct ClusterPlaces {
-  uint32_t arrived[2];  // clusters of each half that have taken a place
-  int32_t first_half;   // places for clusters of the first half, which come first
+// In the workspace of a call (piece_feed.cuh).
+struct PieceCounters {
+  unsigned long long taken[2];  // pieces that clusters of each half have been given
+  int32_t first_half;           // of as many pieces as there are clusters, the first half's share
   uint8_t half_of_pair[kMaxPairs];
 };
 
-// Fills `places` for a launch of `clusters` clusters that follows on the stream.
-Status prepare_places(int clusters, const Launch& launch, ClusterPlaces* places);
+// Fills `counters` for a launch of `clusters` clusters that follows on the stream.
+Status prepare_counters(int clusters, const Launch& launch, PieceCounters* counters);
 
 }  // namespace grouped::cuda::sm90

@@ -10,20 +10,20 @@
 
 namespace grouped::cuda::sm90 {
 
-// See TakeTurns, ShareTiles (shape.cuh), RowCut (mm_schedule.cuh), halves.h.
+// See TakeTurns, ShareTiles (shape.cuh), RowCut (mm_schedule.cuh), PieceFeed (piece_feed.cuh).
 struct Config {
   bool takes_turns;
   // Of mm alone.
   bool cuts_evenly;
   bool in_order;   // groups as they come; else by the width of their tiles, the widest first
-  bool by_halves;  // of L2
+  bool on_demand;  // clusters ask for work, by halves of L2; else they take turns
 };
 
 inline std::string to_string(const Config& c) {
   return std::string("sm90 ") +
          (c.takes_turns ? "128x192, multipliers take turns" : "128x256, multipliers share") +
          (c.cuts_evenly ? ", groups cut evenly" : "") + (c.in_order ? ", in order" : "") +
-         (c.by_halves ? ", by halves of L2" : "");
+         (c.on_demand ? ", on demand" : "");
 }
 
 inline bool rows_fit(const void* data, int64_t row_bytes) {
@@ -64,7 +64,7 @@ inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G) {
   config.cuts_evenly = !is_long;
   config.in_order = !is_long && G >= 64 && T <= 512 * G;
   // A kernel goes in front, which takes 2 us: from about 100 us on.
-  config.by_halves = static_cast<double>(T) * static_cast<double>(K) * static_cast<double>(N) >= 0x1p35;
+  config.on_demand = static_cast<double>(T) * static_cast<double>(K) * static_cast<double>(N) >= 0x1p35;
   return config;
 }
 

@@ -141,10 +141,9 @@ class MmWork {
     prefetch_tensor_map(p_.weight[1]);
     prefetch_tensor_map(p_.out);
   }
-  __device__ __forceinline__ ClusterPlaces* places() const { return p_.order.places; }
-  __device__ __forceinline__ void schedule(TileQueue<Shape>& queue, int32_t place) const {
+  __device__ __forceinline__ void schedule(Shared<Shape> shared, TileQueue<Shape>& queue) const {
     schedule_mm(p_.sizes, p_.mm.N, static_cast<int32_t>((p_.mm.K + kReduceTile - 1) / kReduceTile), p_.order,
-                place, queue);
+                shared, queue);
   }
   __device__ __forceinline__ void side_work(int thread, int threads) const {
     if (!p_.mm.zero_tail) return;
@@ -201,10 +200,10 @@ Status mm_in(const MmProblem& p, const Config& config, const Launch& launch) {
   if (!maps.status().ok()) return maps.status();
   const int64_t tiles =
       saturating_product(ceil_div(p.T, Shape::kMaxWidth) + p.G, ceil_div(p.N, kTileRows) + 1);
-  if (config.by_halves) {
-    params.order.places = static_cast<ClusterPlaces*>(launch.workspace);
+  if (config.on_demand) {
+    params.order.counters = static_cast<PieceCounters*>(launch.workspace);
     const Status prepared =
-        prepare_places(num_clusters(tiles, 2, launch.device), launch, params.order.places);
+        prepare_counters(num_clusters(tiles, 2, launch.device), launch, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
   using FromGkn = MmWork<T, Shape, Major::kOuter>;

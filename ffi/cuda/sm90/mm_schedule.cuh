@@ -4,7 +4,7 @@
 #pragma once
 
 #include "sm90/group_walk.cuh"
-#include "sm90/places.cuh"
+#include "sm90/piece_feed.cuh"
 #include "sm90/ring.cuh"
 
 namespace grouped::cuda::sm90 {
@@ -36,7 +36,7 @@ struct RowCut {
 // How groups become work; see Config (heuristic.h).
 struct MmOrder {
   bool cuts_evenly, in_order;
-  ClusterPlaces* places;  // null: not by halves of L2
+  PieceCounters* counters;  // null: clusters take turns
 };
 
 // What a cluster takes at once: two feature tiles of one row tile, which share x; or, where the number of
@@ -62,43 +62,47 @@ inline constexpr int kBandRows = 16;
 
 template <typename Shape>
 __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, int32_t num_blocks,
-                                            const MmOrder& order, int32_t cluster_place,
+                                            const MmOrder& order, Shared<Shape> shared,
                                             TileQueue<Shape>& queue) {
   const int64_t feature_tiles = (N + kTileRows - 1) / kTileRows;
   const int64_t pairs = feature_tiles / 2;
   const int32_t rank = static_cast<int32_t>(cluster_rank());
-  GroupWalk<MmPieces<Shape>> walk(sizes, MmPieces<Shape>{feature_tiles, order}, MmPieces<Shape>::kMostCostly);
-  GroupPlace place;
-  for (Turns turns(order.places, cluster_place); walk.find(turns.piece(), &place); turns.advance()) {
-    const int64_t in_group = turns.piece() - place.first_piece;
-    const RowCut<Shape::kMaxWidth> cut(place.num_rows, order.cuts_evenly);
-    int32_t row;  // row tile: may be one past the last
-    int64_t feature;
-    int32_t flags;
-    if (in_group < cut.tiles * pairs) {
-      const int64_t band = in_group / (kBandRows * pairs);
-      const int32_t in_band = static_cast<int32_t>(in_group - band * kBandRows * pairs);
-      const int32_t first = static_cast<int32_t>(band) * kBandRows;
-      const int32_t height = min(cut.tiles - first, kBandRows);
-      const int32_t pair = in_band / height;
-      row = first + in_band - pair * height;
-      feature = int64_t{pair} * 2 + rank;
-      flags = Tile::kSharesRight;
-    } else {
-      row = static_cast<int32_t>(in_group - cut.tiles * pairs) * 2 + rank;
-      feature = feature_tiles - 1;
-      flags = Tile::kSharesLeft;
+  const MmPieces<Shape> pieces = {feature_tiles, order};
+  PieceFeed<Shape> feed(order.counters, shared);
+  for (int round = 0; round < feed.rounds(); ++round) {
+    GroupWalk<MmPieces<Shape>> walk(sizes, pieces, pieces.kMostCostly);
+    GroupPlace place;
+    for (int64_t piece = feed.next(round); walk.find(piece, &place); piece = feed.next(round)) {
+      const int64_t in_group = piece - place.first_piece;
+      const RowCut<Shape::kMaxWidth> cut(place.num_rows, order.cuts_evenly);
+      int32_t row;  // row tile: may be one past the last
+      int64_t feature;
+      int32_t flags;
+      if (in_group < cut.tiles * pairs) {
+        const int64_t band = in_group / (kBandRows * pairs);
+        const int32_t in_band = static_cast<int32_t>(in_group - band * kBandRows * pairs);
+        const int32_t first = static_cast<int32_t>(band) * kBandRows;
+        const int32_t height = min(cut.tiles - first, kBandRows);
+        const int32_t pair = in_band / height;
+        row = first + in_band - pair * height;
+        feature = int64_t{pair} * 2 + rank;
+        flags = Tile::kSharesRight;
+      } else {
+        row = static_cast<int32_t>(in_group - cut.tiles * pairs) * 2 + rank;
+        feature = feature_tiles - 1;
+        flags = Tile::kSharesLeft;
+      }
+      Tile tile;
+      tile.row = static_cast<int32_t>(feature * kTileRows);
+      tile.column = 0;
+      tile.width = cut.width_of(row);
+      tile.group = static_cast<int32_t>(place.group);
+      tile.first_token = place.first_row + row * cut.width;
+      tile.num_tokens = min(tile.width, place.num_rows - row * cut.width);
+      tile.num_blocks = num_blocks;
+      tile.flags = flags | (tile.width == 0 ? Tile::kIsIdle : 0);
+      queue.tell(tile);
     }
-    Tile tile;
-    tile.row = static_cast<int32_t>(feature * kTileRows);
-    tile.column = 0;
-    tile.width = cut.width_of(row);
-    tile.group = static_cast<int32_t>(place.group);
-    tile.first_token = place.first_row + row * cut.width;
-    tile.num_tokens = min(tile.width, place.num_rows - row * cut.width);
-    tile.num_blocks = num_blocks;
-    tile.flags = flags | (tile.width == 0 ? Tile::kIsIdle : 0);
-    queue.tell(tile);
   }
   queue.tell(end_tile());
 }

@@ -30,22 +30,6 @@ __device__ __forceinline__ void cluster_sync() {
           : "memory");
 }
 
-__device__ __forceinline__ void store_shared(uint32_t to, int32_t value) {
-  asm volatile("st.shared.s32 [%0], %1;\n" ::"r"(to), "r"(value) : "memory");
-}
-// From the same place in the memory of the cluster's first block.
-__device__ __forceinline__ int32_t load_from_first_block(uint32_t from) {
-  int32_t value;
-  asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %1, 0;\n"
-      "ld.shared::cluster.s32 %0, [remote];\n}\n"
-      : "=r"(value)
-      : "r"(from)
-      : "memory");
-  return value;
-}
-
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(count) : "memory");
 }
@@ -68,6 +52,34 @@ __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t ran
       "}\n" ::"r"(barrier),
       "r"(rank)
       : "memory");
+}
+// The same, after what this thread has read.
+__device__ __forceinline__ void barrier_arrive_released(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+// Writes 8 bytes into the second block of the cluster, and counts them at a barrier of it.
+__device__ __forceinline__ void store_at_other_block(uint32_t to, int64_t value, uint32_t barrier) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote, remote_barrier;\n"
+      "mapa.shared::cluster.u32 remote, %0, 1;\n"
+      "mapa.shared::cluster.u32 remote_barrier, %2, 1;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [remote], %1, [remote_barrier];\n"
+      "}\n" ::"r"(to),
+      "l"(value), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ int64_t load_shared_long(uint32_t from) {
+  int64_t value;
+  asm volatile("ld.shared.s64 %0, [%1];\n" : "=l"(value) : "r"(from) : "memory");
+  return value;
 }
 // Arrives, and keeps the phase open until `bytes` more have been copied.
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {

@@ -7,24 +7,6 @@
 
 namespace grouped::cuda::sm90 {
 
-// A place in a ring of kCount, and the parity of its barriers there.
-template <int kCount>
-struct Cursor {
-  int at = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++at == kCount) {
-      at = 0;
-      parity ^= 1;
-    }
-  }
-  __device__ __forceinline__ void skip(int places) {
-    const int to = at + places;
-    parity ^= static_cast<uint32_t>(to / kCount) & 1;
-    at = to % kCount;
-  }
-};
-
 // The scheduler's end and the listeners' end of the tile queue.
 template <typename Shape>
 class TileQueue {

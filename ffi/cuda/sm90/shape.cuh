@@ -68,24 +68,45 @@ __device__ __forceinline__ uint32_t line_offset(int line, int unit) {
   return line * kLineBytes + ((unit ^ (line & 7)) << 4);
 }
 
+// A place in a ring of kCount, and the parity of its barriers there.
+template <int kCount>
+struct Cursor {
+  int at = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++at == kCount) {
+      at = 0;
+      parity ^= 1;
+    }
+  }
+  __device__ __forceinline__ void skip(int places) {
+    const int to = at + places;
+    parity ^= static_cast<uint32_t>(to / kCount) & 1;
+    at = to % kCount;
+  }
+};
+
 template <typename Shape>
 struct Shared {
   static constexpr uint32_t kLeftBytes = kTileRows * kLineBytes;
   static constexpr uint32_t kStageBytes = kLeftBytes + Shape::kMaxWidth * kLineBytes;
   static constexpr int kStages = Shape::kStages;
   static constexpr uint32_t kPieceBytes = Shape::kPieceLines * kLineBytes;
-  static constexpr int kTiles = 4;  // in the queue
+  static constexpr int kTiles = 3;  // in the queue
   static constexpr uint32_t kStaging = kStages * kStageBytes;
   static constexpr uint32_t kTileQueue = kStaging + kMultipliers * Shape::kPieces * kPieceBytes;
   static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
-  static constexpr uint32_t kPlace = kBarriers + (2 * kStages + 3 * kTiles + kMultipliers) * 8;
-  static constexpr uint32_t kBytes = kPlace + 8;
+  static constexpr int kPieces = 2;  // on their way from the first block's scheduler to the other's
+  static constexpr uint32_t kPieceFeed = kBarriers + (2 * kStages + 3 * kTiles + kMultipliers) * 8;
+  static constexpr uint32_t kBytes = kPieceFeed + 3 * kPieces * 8;
   static_assert(kStages >= 4, "fewer stages do not cover the latency of a copy");
   static_assert(kBytes <= 227 * 1024, "a block of a Hopper multiprocessor has 227 KB");
 
   uint32_t base;
-  // The cluster's place among all, in its first block.
-  __device__ __forceinline__ uint32_t place() const { return base + kPlace; }
+  // Of a piece: its number, the first block has told it, the other has read it (in the first block).
+  __device__ __forceinline__ uint32_t piece(int slot) const { return base + kPieceFeed + slot * 8; }
+  __device__ __forceinline__ uint32_t fed(int slot) const { return piece(kPieces + slot); }
+  __device__ __forceinline__ uint32_t forgotten(int slot) const { return piece(2 * kPieces + slot); }
   __device__ __forceinline__ uint32_t left(int stage) const { return base + stage * kStageBytes; }
   __device__ __forceinline__ uint32_t right(int stage) const { return left(stage) + kLeftBytes; }
   __device__ __forceinline__ uint32_t staging(int multiplier) const {

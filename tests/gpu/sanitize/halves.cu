@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether the halves of L2 are found, and the places of a launch follow from them.
+// Whether the halves of L2 are found, and the shares of a launch follow from them.
 #include <algorithm>
 #include <cstdio>
 
@@ -9,11 +9,11 @@
 namespace sanitize {
 namespace {
 
-using grouped::cuda::sm90::ClusterPlaces;
 using grouped::cuda::sm90::kMaxPairs;
+using grouped::cuda::sm90::PieceCounters;
 
-void check_places(Report& report, const ClusterPlaces& found, int pairs, int clusters, bool must_know) {
-  if (found.arrived[0] != 0 || found.arrived[1] != 0) report.fail("somebody has arrived already");
+void check_places(Report& report, const PieceCounters& found, int pairs, int clusters, bool must_know) {
+  if (found.taken[0] != 0 || found.taken[1] != 0) report.fail("somebody has taken a piece already");
   const uint8_t* halves = found.half_of_pair;
   const int first_half = static_cast<int>(std::count(halves, halves + pairs, 0));
   if (std::any_of(halves, halves + kMaxPairs, [](uint8_t half) { return half > 1; }))
@@ -34,15 +34,15 @@ void halves_suite(Report& report, bool quick) {
   if (cudaGetDeviceProperties(&device, 0) != cudaSuccess || device.major != 9 || device.minor != 0) return;
   const int pairs = device.multiProcessorCount / 2;
   report.begin_suite("halves of L2");
-  ClusterPlaces* memory = nullptr;
-  (void)cudaMalloc(&memory, sizeof(ClusterPlaces));
+  PieceCounters* memory = nullptr;
+  (void)cudaMalloc(&memory, sizeof(PieceCounters));
   for (const int clusters : {pairs, pairs, 1, 7}) {
     report.begin_case(std::to_string(clusters) + " clusters");
-    (void)cudaMemset(memory, 0xff, sizeof(ClusterPlaces));
+    (void)cudaMemset(memory, 0xff, sizeof(PieceCounters));
     const grouped::Launch launch = {nullptr, nullptr, memory, 0, false};
-    const grouped::Status status = grouped::cuda::sm90::prepare_places(clusters, launch, memory);
+    const grouped::Status status = grouped::cuda::sm90::prepare_counters(clusters, launch, memory);
     if (!status.ok()) report.fail(status.message());
-    ClusterPlaces found = {};
+    PieceCounters found = {};
     if (cudaMemcpy(&found, memory, sizeof found, cudaMemcpyDeviceToHost) != cudaSuccess)
       report.fail("no copy back");
     check_places(report, found, pairs, clusters, !quick);

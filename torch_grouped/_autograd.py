@@ -38,11 +38,11 @@ def apply(function: Any, inputs: tuple[Tensor | None, ...], *others: Any) -> Any
       others: the rest.
     """
     if is_eager():
-        return apply_eagerly(function, needs_graph(*inputs), *inputs, *others)
+        return apply_eagerly(function, needs_graph(*inputs), (*inputs, *others))
     return function.apply(*inputs, *others)
 
 
-def apply_eagerly(function: Any, graph: bool, *inputs: Any) -> Any:
+def apply_eagerly(function: Any, graph: bool, inputs: tuple) -> Any:
     """`apply` for who knows already that it is eager, and whether autograd needs a graph."""
     if not graph:
         return function.forward(*inputs)

@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "core/activation_math.h"
 #include "python/options.h"
 #include "python/thread_pool.h"
 
@@ -86,6 +87,8 @@ class DimsByLetter {
       if (letters == nullptr) break;
       for (int32_t d = 0; tensors[i] != nullptr && d < tensors[i]->rank && letters[d] != '\0'; ++d) {
         value_[letters[d] - 'A'] = tensors[i]->shape[d];
+        if (letters[d] == 'H')
+          value_['F' - 'A'] = tensors[i]->shape[d] / (is_gated(options.activation.kind) ? 2 : 1);
       }
     }
   }

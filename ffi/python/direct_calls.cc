@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/activation_math.h"
+#include "core/rules.h"
 #include "python/options.h"
 #include "python/thread_pool.h"
 
@@ -183,9 +184,10 @@ bool DirectCalls::read(const nb::tuple& tensors, Arguments* arguments) const {
   return count > 0 && arguments->list[0] != nullptr;
 }
 
-void DirectCalls::read_flags(const nb::tuple& tensors, Arguments* arguments) const {
-  for (size_t i = 0; i < nb::len(tensors); ++i) {
-    if (arguments->list[i] == nullptr) continue;
+void DirectCalls::read_flags(int32_t op, const nb::tuple& tensors, Arguments* arguments) const {
+  const OperationRule* rule = rule_of(op);
+  for (int i = 0; rule != nullptr && i < rule->count && i < static_cast<int>(nb::len(tensors)); ++i) {
+    if (arguments->list[i] == nullptr || !rule->arguments[i].buffer) continue;
     const nb::object flag = nb::steal(PyObject_GetAttr(nb::handle(tensors[i]).ptr(), requires_grad_.ptr()));
     if (flag.is(Py_True)) arguments->storage[i].flags = GROUPED_TENSOR_REQUIRES_GRAD;
   }
@@ -210,7 +212,7 @@ bool DirectCalls::launch(int32_t op, const Arguments& arguments, const doors::Op
 bool DirectCalls::check(int32_t op, const nb::tuple& tensors, const nb::tuple& options) const {
   Arguments arguments;
   if (!read(tensors, &arguments)) return false;
-  read_flags(tensors, &arguments);
+  read_flags(op, tensors, &arguments);
   return doors::call_operation(op, arguments.list, read_options(options), nullptr, nullptr) == GROUPED_OK;
 }
 
@@ -218,7 +220,7 @@ bool DirectCalls::run(int32_t op, const nb::tuple& tensors, const nb::tuple& opt
                       int32_t num_threads) const {
   Arguments arguments;
   if (!read(tensors, &arguments)) return false;
-  read_flags(tensors, &arguments);
+  read_flags(op, tensors, &arguments);
   return launch(op, arguments, read_options(options), num_threads);
 }
 

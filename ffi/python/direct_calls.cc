@@ -5,8 +5,6 @@
 
 #include <utility>
 
-#include "core/activation_math.h"
-#include "core/rules.h"
 #include "python/options.h"
 #include "python/thread_pool.h"
 
@@ -88,8 +86,7 @@ class DimsByLetter {
       if (letters == nullptr) break;
       for (int32_t d = 0; tensors[i] != nullptr && d < tensors[i]->rank && letters[d] != '\0'; ++d) {
         value_[letters[d] - 'A'] = tensors[i]->shape[d];
-        if (letters[d] == 'H')
-          value_['F' - 'A'] = tensors[i]->shape[d] / (is_gated(options.activation.kind) ? 2 : 1);
+        if (letters[d] == 'H') value_['F' - 'A'] = tensors[i]->shape[d] / (doors::has_gate(options) ? 2 : 1);
       }
     }
   }
@@ -185,9 +182,8 @@ bool DirectCalls::read(const nb::tuple& tensors, Arguments* arguments) const {
 }
 
 void DirectCalls::read_flags(int32_t op, const nb::tuple& tensors, Arguments* arguments) const {
-  const OperationRule* rule = rule_of(op);
-  for (int i = 0; rule != nullptr && i < rule->count && i < static_cast<int>(nb::len(tensors)); ++i) {
-    if (arguments->list[i] == nullptr || !rule->arguments[i].buffer) continue;
+  for (int i = 0; i < static_cast<int>(nb::len(tensors)); ++i) {
+    if (arguments->list[i] == nullptr || !doors::is_buffer(op, i)) continue;
     const nb::object flag = nb::steal(PyObject_GetAttr(nb::handle(tensors[i]).ptr(), requires_grad_.ptr()));
     if (flag.is(Py_True)) arguments->storage[i].flags = GROUPED_TENSOR_REQUIRES_GRAD;
   }

@@ -178,7 +178,13 @@ bool DirectCalls::read(const nb::tuple& tensors, Arguments* arguments) const {
     const nb::handle item = tensors[i];
     if (!item.is_none() && !read_one(item, i, arguments)) return false;
   }
-  return count > 0 && arguments->list[0] != nullptr;
+  if (count == 0 || arguments->list[0] == nullptr) return false;
+  for (int i = 1; i < count; ++i) {
+    // Sizes in host memory are common, and refused later only after a result has been allocated.
+    if (arguments->list[i] != nullptr && arguments->list[i]->device != arguments->list[0]->device)
+      return false;
+  }
+  return true;
 }
 
 void DirectCalls::read_flags(int32_t op, const nb::tuple& tensors, Arguments* arguments) const {

@@ -27,10 +27,14 @@ $(VENV)/all $(VENV)/jax-only: $(NATIVE) $(PACKAGES)
 	$(PIP) install --quiet -c constraints.txt ".[$(EXTRAS)]"
 	touch $@
 
-$(VENV)/dev: pyproject.toml
+# What these extras name, without a build of ours.
+$(VENV)/dev: EXTRAS := dev
+$(VENV)/frameworks: EXTRAS := jax torch
+$(VENV)/dev $(VENV)/frameworks: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet $$($(BIN)/python -c 'import tomllib; \
-	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"])')
+	$(PIP) install --quiet -c constraints.txt $$($(BIN)/python -c 'import sys, tomllib; \
+	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print(*(needed for name in sys.argv[1:] for needed in extras[name]))' $(EXTRAS))
 	touch $@
 
 demo: $(VENV)/all
@@ -54,7 +58,7 @@ format: $(VENV)/dev
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 # A CPU wheel, and where there is nvcc a CUDA wheel; each then works in a bare environment without a compiler.
-wheel: $(VENV)/all
+wheel: $(VENV)/frameworks
 	rm -rf dist
 	GROUPED_CUDA=OFF $(PIP) wheel --quiet --no-deps --wheel-dir dist -C build-dir=build/wheel-cpu .
 	if command -v nvcc >/dev/null || test -x /usr/local/cuda/bin/nvcc; then \

@@ -80,6 +80,8 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if arguments.command == "run" else "false"
         os.environ.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # the same under an older name: both are an error
         os.environ["XLA_CLIENT_MEM_FRACTION"] = str(getattr(arguments, "xla_share", 0.1))
+        # The frameworks number several GPUs each in its own way.
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
         if arguments.device == "cpu":
             _one_thread()
     if arguments.command == "run":

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's table, made from a committed result file: `python -m benchmarks.readme_table FILE`."""
+"""The README's numbers, made from a committed result file: `python -m benchmarks.readme_table FILE`.
+
+Of a file of `benchmarks.jax_step` a sentence, of any other a table.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +51,27 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def sentence(results: dict[str, Any]) -> str:
+    """The whole training steps in JAX."""
+    parts = []
+    for case in sorted(results["cases"].values(), key=lambda c: c["shape"]["tokens"]):
+        shape, peers = case["shape"], case["peers"]
+        times = {
+            name: f"{peer['us']['median'] / 1e3:.1f} ms" if peer["status"] == "ok" else "out of memory"
+            for name, peer in peers.items()
+        }
+        parts.append(
+            f"{shape['tokens']} tokens to {shape['top_k']} of {shape['experts']} experts: {times[JAX_NATIVE]} with "
+            f"`{JAX_NATIVE}`, {times['ragged_dot after install()']} after `install()`, "
+            f"{times['grouped_mlp, donated buffers']} with `grouped_mlp` and donated buffers"
+        )
+    return "; ".join(parts) + "."
+
+
 def main() -> None:
-    print(table(json.loads(Path(sys.argv[1]).read_text())))
+    results = json.loads(Path(sys.argv[1]).read_text())
+    is_step = any(case["op"] == "step" for case in results["cases"].values())
+    print(sentence(results) if is_step else table(results))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from grouped_core import Activation, Op, Tail, activation_options
 from jax_grouped import _operations as core
 from jax_grouped._calls import Array, check_arguments, check_own, result_type, vary_together
-from jax_grouped._refs import Buffer, check_buffers, cotangent, is_ref, read, write
+from jax_grouped._refs import Buffer, check_buffers, check_inputs, cotangent, is_ref, read, write
 
 __all__ = ["grouped_activation"]
 
@@ -50,7 +50,7 @@ def grouped_activation(
 
     Raises:
       ValueError: at trace time, an unknown name, a shape that the rules forbid, or one Ref for two buffers.
-      TypeError: at trace time, a dtype that the rules forbid, or a slice of a Ref.
+      TypeError: at trace time, a dtype that the rules forbid, a slice of a Ref, or a Ref as an input.
 
     Tail, empty groups, aliasing: as `grouped_linear`.
     Names for ``jax.checkpoint`` policies: the result is "grouped_activation".
@@ -59,6 +59,7 @@ def grouped_activation(
     Source: SwiGLU and GEGLU of Shazeer 2020, the clamped form of gpt-oss, squared ReLU of So et al. 2021.
     """
     check_buffers(out=out, dgrad_out=dgrad_out)
+    check_inputs(h=h, group_sizes=group_sizes, row_scale=row_scale)
     choice = activation_options(kind, gate_layout, alpha, limit, offset)
     options = choice.options(Tail.KEEP)
     y: Any = out

@@ -157,9 +157,16 @@ def _primitive(name: str, function: Callable, transpose: Callable, batch: Callab
     def transposed(ct: Any, *operands: Any, **parameters: Any) -> tuple:
         return (None, None, None) if type(ct) is ad.Zero else transpose(ct, *operands, **parameters)
 
+    compiled = jax.jit(function, static_argnames=_PARAMETERS)
+
+    def run_eagerly(*arrays: Array, **parameters: Any) -> Array:
+        # Only the arrays themselves tell that every device has all of them; a program for several devices is refused.
+        several = any(len(a.sharding.device_set) > 1 for a in arrays)
+        return (function if several else compiled)(*arrays, **parameters)
+
     # Taken from the call itself, which knows over which mesh axes its result varies.
     primitive.def_abstract_eval(lambda *types, **p: jax.make_jaxpr(partial(function, **p))(*types).out_avals[0])
-    primitive.def_impl(jax.jit(function, static_argnames=_PARAMETERS))
+    primitive.def_impl(run_eagerly)
     mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transposed

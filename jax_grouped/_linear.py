@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from grouped_core import Op, Options, other_layout, weight_layout_code
 from jax_grouped import _operations as core
 from jax_grouped._calls import Array, accumulator, check_arguments, check_own, vary_together
-from jax_grouped._refs import Buffer, check_buffers, cotangent, is_ref, read, write
+from jax_grouped._refs import Buffer, check_buffers, check_inputs, cotangent, is_ref, read, write
 
 __all__ = ["grouped_linear"]
 
@@ -74,7 +74,7 @@ def grouped_linear(
 
     Raises:
       ValueError: at trace time, a shape that the rules forbid, or one Ref for two buffers.
-      TypeError: at trace time, a dtype that the rules forbid, or a slice of a Ref.
+      TypeError: at trace time, a dtype that the rules forbid, a slice of a Ref, or a Ref as an input.
       jax.errors.JaxRuntimeError: at run time, sizes that do not fit, on CPU always and on CUDA under
         ``GROUPED_CHECK=1``.
 
@@ -90,20 +90,13 @@ def grouped_linear(
     Source: the semantics of TransformerEngine's GroupedLinear with caller buffers (its PR #3161).
     """
     check_buffers(out=out, dgrad_out=dgrad_out, wgrad_out=wgrad_out)
+    inputs = {"x": x, "weight": weight, "group_sizes": group_sizes, "bias": bias, "row_scale": row_scale}
+    check_inputs(**inputs)
     config = _Config(weight_layout_code(weight_layout), bool(accumulate_wgrad))
-    arguments = {
-        "x": x,
-        "weight": weight,
-        "group_sizes": group_sizes,
-        "bias": bias,
-        "row_scale": row_scale,
-        "out": out,
-        "dgrad_out": dgrad_out,
-        "wgrad_out": wgrad_out,
-    }
+    arguments = {**inputs, "out": out, "dgrad_out": dgrad_out, "wgrad_out": wgrad_out}
     check_arguments(Op.LINEAR, arguments, Options(weight_layout=config.weight_layout))
     own = {"out": out if is_ref(out) else None, "dgrad_out": dgrad_out, "wgrad_out": wgrad_out}
-    check_own(own, (x, weight, group_sizes, bias, row_scale))
+    check_own(own, inputs.values())
     with jax.named_scope("grouped_linear"):
         arguments["out"] = read(out)
         y = _linear(config, *vary_together(*arguments.values()))

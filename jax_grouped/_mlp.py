@@ -10,18 +10,18 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from grouped_core import (
-    ACTIVATIONS,
     Activation,
     Op,
     Options,
     Tail,
+    activation_kind,
     activation_options,
     other_layout,
     weight_layout_code,
 )
 from jax_grouped import _operations as core
 from jax_grouped._calls import Array, check_arguments, check_own, result_type, vary_together
-from jax_grouped._refs import Buffer, check_buffers, cotangent, is_ref, read, write
+from jax_grouped._refs import Buffer, check_buffers, check_inputs, cotangent, is_ref, read, write
 
 __all__ = ["grouped_mlp"]
 
@@ -116,7 +116,7 @@ def grouped_mlp(
 
     Raises:
       ValueError: at trace time, an unknown name, a shape that the rules forbid, or one Ref for two buffers.
-      TypeError: at trace time, a dtype that the rules forbid, or a slice of a Ref.
+      TypeError: at trace time, a dtype that the rules forbid, a slice of a Ref, or a Ref as an input.
       jax.errors.JaxRuntimeError: at run time, sizes that do not fit, as `grouped_linear`.
 
     Tail: with ``out`` or ``dgrad_out`` rows ``S..T`` of it are neither read nor written; without, they are zeros.
@@ -131,15 +131,15 @@ def grouped_mlp(
     """
     buffers = {"out": out, "dgrad_out": dgrad_out, "fc1_wgrad_out": fc1_wgrad_out, "fc2_wgrad_out": fc2_wgrad_out}
     check_buffers(**buffers)
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        choices = ", ".join(f'"{name}"' for name in ACTIVATIONS)
-        raise ValueError(f"activation must be one of {choices}; got {activation!r}.")
+    activation_kind("activation", activation)  # under the argument's name here
     choice = activation_options(activation, gate_layout, alpha, limit, offset)
     layout = weight_layout_code(weight_layout)
     config = _Config(choice, layout, bool(accumulate_wgrad), bool(recompute_activation))
     given = _Arguments(x, fc1_weight, fc2_weight, group_sizes, fc1_bias, fc2_bias, row_scale, **buffers)
+    inputs = dict(zip(_Arguments._fields[:7], given[:7], strict=True))
+    check_inputs(**inputs)
     _check(config, given)
-    check_own({**buffers, "out": out if is_ref(out) else None}, given[:7])
+    check_own({**buffers, "out": out if is_ref(out) else None}, inputs.values())
     with jax.named_scope("grouped_mlp"):
         y = _mlp(config, *vary_together(*given._replace(out=read(out))))
         write(out, y)
@@ -154,12 +154,13 @@ def _check(config: _Config, given: _Arguments) -> None:
         "fc1_weight": given.fc1_weight,
         "group_sizes": sizes,
         "fc1_bias": given.fc1_bias,
-        "row_scale": None,
+        "row_scale": given.row_scale,
         "out": None,
         "dgrad_out": given.dgrad_out,
         "fc1_wgrad_out": given.fc1_wgrad_out,
     }
     check_arguments(Op.LINEAR, fc1, options)
+    config.choice.check_columns("fc1_weight", given.fc1_weight.shape, config.weight_layout)
     rows, dtype = given.x.shape[0], given.x.dtype
     hidden = result_type((rows, given.fc1_weight.shape[1 + config.weight_layout]), dtype)
     between = result_type((rows, config.choice.width(hidden.shape[1])), dtype)
@@ -170,7 +171,7 @@ def _check(config: _Config, given: _Arguments) -> None:
         "fc2_weight": given.fc2_weight,
         "group_sizes": sizes,
         "fc2_bias": given.fc2_bias,
-        "row_scale": None,
+        "row_scale": given.row_scale,
         "out": given.out,
         "dgrad_out": None,
         "fc2_wgrad_out": given.fc2_wgrad_out,

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax_grouped._calls import Array, check_own, vary_together
 from jax_grouped._log import log_once
 from jax_grouped._ragged_form import Mode, compute, form_of, why_not
-from jax_grouped._refs import Buffer, check_buffers, is_ref, read, write
+from jax_grouped._refs import Buffer, check_buffers, check_inputs, is_ref, read, write
 
 __all__ = ["ragged_dot_general"]
 
@@ -98,6 +98,7 @@ def evaluate(
 ) -> Array:
     """The call on the core where that serves it, else JAX's own. options: JAX's arguments but the arrays."""
     check_buffers(out=out)
+    check_inputs(lhs=lhs, rhs=rhs, group_sizes=group_sizes)
     if is_ref(out):
         check_own({"out": out}, (lhs, rhs, group_sizes))
     with jax.named_scope(name):
@@ -131,9 +132,10 @@ def _jax_own(lhs: Array, rhs: Array, group_sizes: Array, options: dict[str, Any]
 def _out_sharding(*arrays: Array) -> dict[str, Any]:
     """On a mesh of explicit axes JAX wants to be told where a result lies; a custom call's lies whole everywhere."""
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays)]
-    if not _TAKES_OUT_SHARDING or not any(m.explicit_axes for m in meshes):
+    explicit = next((m for m in meshes if m.explicit_axes), None)
+    if not _TAKES_OUT_SHARDING or explicit is None:
         return {}
-    return {"out_sharding": jax.sharding.PartitionSpec()}
+    return {"out_sharding": jax.sharding.NamedSharding(explicit, jax.sharding.PartitionSpec())}
 
 
 def _canonical(precision: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["Buffer", "check_buffers", "cotangent", "is_ref", "read", "write"]
+__all__ = ["Buffer", "check_buffers", "check_inputs", "cotangent", "is_ref", "read", "write"]
 
 Buffer = jax.Array | jax.Ref
 
@@ -18,6 +18,23 @@ Buffer = jax.Array | jax.Ref
 def is_ref(buffer: Any) -> bool:
     """Whether it is a whole Ref, outside or inside jit."""
     return isinstance(buffer, jax.Ref)
+
+
+def _is_slice(buffer: Any) -> bool:
+    return hasattr(buffer, "transforms") and hasattr(buffer, "ref")
+
+
+def check_inputs(**inputs: Any) -> None:
+    """Refuses memory where an array is read: JAX differentiates arrays alone.
+
+    Raises:
+      TypeError: a Ref or a slice of one.
+    """
+    for name, given in inputs.items():
+        if is_ref(given) or _is_slice(given):
+            raise TypeError(
+                f"{name} must be an array; got a jax.Ref, which only a buffer may be. Read it first: pass ref[...]."
+            )
 
 
 def check_buffers(**buffers: Any) -> None:
@@ -29,7 +46,7 @@ def check_buffers(**buffers: Any) -> None:
     """
     seen: dict[int, str] = {}
     for name, buffer in buffers.items():
-        if hasattr(buffer, "transforms") and hasattr(buffer, "ref"):
+        if _is_slice(buffer):
             raise TypeError(
                 f"{name} must be a whole jax.Ref or an array; got a slice of a Ref, which XLA would copy out and back. "
                 f"Give it a Ref of its own."

@@ -6,9 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from cases import Case, draw, poison_tail
+from cases import SENTINEL, Case, draw, poison_tail
 from numpy.typing import NDArray
-from problems import CLAMP
+from problems import CLAMP, poisoned_buffer
+
+BUFFERS = ("out", "dgrad_out", "fc1_wgrad_out", "fc2_wgrad_out")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,14 @@ class MLPProblem:
     def options(self) -> dict:
         """The keyword arguments of grouped_mlp."""
         return {"activation": self.kind, "weight_layout": self.layout, **self.activation_options}
+
+    def buffers(self, dtype: str) -> dict[str, NDArray]:
+        """One for each of BUFFERS, NaN where results go and the sentinel in tails."""
+        like = (self.dy, self.inputs["x"], self.inputs["fc1_weight"], self.inputs["fc2_weight"])
+        return {
+            name: poisoned_buffer(a.shape, dtype, a.shape[0] if "wgrad" in name else self.S, SENTINEL)
+            for name, a in zip(BUFFERS, like, strict=True)
+        }
 
 
 def mlp_problem(

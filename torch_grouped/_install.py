@@ -24,7 +24,10 @@ _libraries: dict[str, torch.library.Library] = {}
 
 
 class Installation:
-    """What `install` did, as a context: its end takes it back."""
+    """What `install` did. As a context manager it takes that back at its end, and only that."""
+
+    def __init__(self, added: dict[str, torch.library.Library]) -> None:
+        self._added = added
 
     def __enter__(self) -> Installation:
         return self
@@ -32,7 +35,7 @@ class Installation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        uninstall()
+        _remove(self._added)
 
 
 def install(*devices: str) -> Installation:
@@ -43,10 +46,10 @@ def install(*devices: str) -> Installation:
     (a ``bias``, another ``out_dtype``, arguments that do not fit) goes to torch's kernel, and its errors are torch's.
 
     Args:
-      devices: ``"cuda"``, ``"cpu"``; ``"cuda"`` if none is named.
+      devices: ``"cuda"``, ``"cpu"``; ``"cuda"`` if none is named. A device already installed stays as it is.
 
     Returns:
-      A context manager whose end uninstalls; it may be dropped.
+      An `Installation`, for use as a context manager; it may be dropped.
 
     Raises:
       ValueError: another device.
@@ -68,22 +71,26 @@ def install(*devices: str) -> Installation:
             f"install() must find torch's own kernel to fall back on; got torch {torch.__version__}, which has no "
             "torch.library.get_kernel. Install a newer torch."
         )
-    uninstall()
-    for device in chosen:
-        _libraries[device] = _exchange(device.upper())
-    return Installation()
+    added = {device: _exchange(device.upper()) for device in dict.fromkeys(chosen) if device not in _libraries}
+    _libraries.update(added)
+    return Installation(added)
 
 
 def uninstall() -> None:
-    """Gives torch its own kernels back. Nothing happens where nothing is installed."""
-    while _libraries:
-        _, library = _libraries.popitem()
-        library._destroy()
+    """Gives torch its own kernels back on every device. Nothing happens where nothing is installed."""
+    _remove(dict(_libraries))
 
 
 def installed() -> tuple[str, ...]:
     """The devices on which torch's ``grouped_mm`` goes through the core; empty where it does on none."""
     return tuple(sorted(_libraries))
+
+
+def _remove(libraries: dict[str, torch.library.Library]) -> None:
+    for device, library in libraries.items():
+        if _libraries.get(device) is library:
+            del _libraries[device]
+            library._destroy()
 
 
 def _exchange(key: str) -> torch.library.Library:

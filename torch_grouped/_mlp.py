@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouped_core import ACTIVATIONS, Activation, activation_options, weight_layout_code
+from grouped_core import Activation, activation_kind, activation_options, weight_layout_code
 from torch_grouped import _mlp_ops, _ops
 from torch_grouped._autocast import autocast_operands
 from torch_grouped._autograd import apply
@@ -188,10 +188,8 @@ class GroupedMLPFunction(torch.autograd.Function):
 
 
 def check_activation(activation: str) -> None:
-    """ValueError for a name that is no activation's."""
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        choices = ", ".join(f'"{name}"' for name in ACTIVATIONS)
-        raise ValueError(f"activation must be one of {choices}; got {activation!r}.")
+    """ValueError for a name that is no activation's, under the argument's name here."""
+    activation_kind("activation", activation)
 
 
 def run_mlp(
@@ -309,7 +307,7 @@ def grouped_mlp(
     fp32; fc1's result, the activation and y are each rounded once.
     Source: the grouped MLP of TransformerEngine's operation fuser, with caller buffers (its PR #3161).
     """
-    check_activation(activation)  # under the name that it has here
+    check_activation(activation)
     return run_mlp(
         x,
         fc1_weight,

@@ -8,7 +8,7 @@ backward is theirs alone and comes from torch's allocator.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +41,7 @@ class _Operands(NamedTuple):
     fc1_wgrad_out: Tensor | None
     fc2_wgrad_out: Tensor | None
 
-    def rules(self, weight_layout: int, choice: Activation) -> tuple[_Rule, ...]:
+    def rules(self, weight_layout: int, choice: Activation) -> Iterator[_Rule]:
         """The checks that the parts will make, under the MLP's names, with what backward will write."""
         layout = Options(weight_layout=weight_layout)
         common = {"group_sizes": self.group_sizes}
@@ -55,7 +55,10 @@ class _Operands(NamedTuple):
             "dgrad_out": self.dgrad_out,
             "fc1_wgrad_out": self.fc1_wgrad_out,
         }
+        yield Op.LINEAR, fc1, layout
+        choice.check_columns("fc1_weight", self.fc1_weight.shape, weight_layout)
         activation = {FC1_RESULT: self.h, **common, "row_scale": self.row_scale, ACTIVATION: self.a}
+        yield Op.ACTIVATION, activation, choice.options(Tail.KEEP)
         fc2 = {
             ACTIVATION: self.a,
             "fc2_weight": self.fc2_weight,
@@ -66,11 +69,7 @@ class _Operands(NamedTuple):
             "dgrad_out": None,
             "fc2_wgrad_out": self.fc2_wgrad_out,
         }
-        return (
-            (Op.LINEAR, fc1, layout),
-            (Op.ACTIVATION, activation, choice.options(Tail.KEEP)),
-            (Op.LINEAR, fc2, layout),
-        )
+        yield Op.LINEAR, fc2, layout
 
     def pairs_in_no_rule(self, *, given_out: bool) -> list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]]:
         """(buffers, others) that no part has together, and that must lie apart all the same; new memory does."""

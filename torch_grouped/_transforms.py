@@ -31,16 +31,26 @@ def refuse_buffers_under_transforms(**buffers: Tensor | None) -> None:
 
 def in_a_loop(function: type[torch.autograd.Function], info: Any, in_dims: tuple, arguments: tuple) -> tuple:
     """What `function` gives for one element of the batch after another, stacked: its ``vmap``."""
-    found = []
-    for i in range(info.batch_size):
-        one = (
-            argument if dim is None else argument.select(dim, i) if dim == 0 else argument.select(dim, i).contiguous()
-            for argument, dim in zip(arguments, in_dims, strict=True)
-        )
-        found.append(function.apply(*one))
+    size = info.batch_size
+
+    def element(argument: Any, dim: int | None, i: int) -> Any:
+        if dim is None:
+            return argument
+        if size == 0:  # zeros, with the history of the argument
+            return argument.sum(dim, dtype=argument.dtype)
+        return argument.select(dim, i) if dim == 0 else argument.select(dim, i).contiguous()
+
+    def stack(results: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+        return torch.stack(results) if size else torch.stack(results)[:0]
+
+    # Of an empty batch one element tells the shapes of what is then empty too.
+    found = [
+        function.apply(*(element(argument, dim, i) for argument, dim in zip(arguments, in_dims, strict=True)))
+        for i in range(max(size, 1))
+    ]
     if not isinstance(found[0], tuple):
-        return torch.stack(found), 0
-    stacked = tuple(torch.stack(column) if column[0] is not None else None for column in zip(*found, strict=True))
+        return stack(found), 0
+    stacked = tuple(stack(column) if column[0] is not None else None for column in zip(*found, strict=True))
     return stacked, tuple(None if result is None else 0 for result in stacked)
 
 

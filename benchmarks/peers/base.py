@@ -78,7 +78,14 @@ class Peer:
             return f"runs on {', '.join(self.devices)} only"
         if self.module and find_spec(self.module) is None:
             return f"{self.module} is not installed"
+        try:
+            self.load()
+        except Exception as error:  # another version than the calls are written for, or something that it needs
+            return f"{type(error).__name__}: {error}"
         return None
+
+    def load(self) -> None:
+        """Imports what the calls need where the module's presence alone does not tell that it works."""
 
     def build_key(self, case: Case) -> tuple:
         """What tells apart the kernels that it compiles."""

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 
-import torch
 from torch import Tensor
 
 from benchmarks.peers.base import SECOND, Call, Peer
@@ -21,20 +21,14 @@ class CudnnMoe(Peer):
     devices = ("cuda",)
     sitting = SECOND
 
-    def missing(self, device: torch.device) -> str | None:
-        reason = super().missing(device)
-        if reason is None:
-            try:
-                getattr(import_module("cudnn.experimental.ops"), "moe_grouped_matmul")  # noqa: B009
-            except Exception as error:  # an older frontend, or no library behind it
-                return f"{type(error).__name__}: {error}"
-        return reason
+    def load(self) -> None:
+        _function()
 
     def memory(self, problem: Problem) -> int:
         return 2 * problem.nbytes("TN")
 
     def fwd(self, p: Problem) -> Call:
-        function = import_module("cudnn.experimental.ops").moe_grouped_matmul
+        function = _function()
         # The first row of each group: ends as well would be newer than the oldest frontend that has this.
         starts = p.starts[:-1].view(-1, 1, 1)
 
@@ -43,3 +37,7 @@ class CudnnMoe(Peer):
             return function(s.x[None], s.w.transpose(1, 2), starts)[0]
 
         return Call(run)
+
+
+def _function() -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
+    return import_module("cudnn.experimental.ops").moe_grouped_matmul

@@ -38,15 +38,10 @@ class RaggedDotMgpu(JaxPeer):
         self.tile = tile
         self.name = f"{self.family} {tile}"
 
-    def missing(self, device: torch.device) -> str | None:
-        reason = super().missing(device)
-        if reason is None:
-            try:
-                import_module(f"{_MODULE}.ragged_dot_mgpu")
-                import_module(f"{_MODULE}.transposed_ragged_dot_mgpu")
-            except Exception as error:  # it lives in a corner of JAX that changes, and wants absl
-                return f"{type(error).__name__}: {error}"
-        return reason
+    def load(self) -> None:
+        # In a corner of JAX that changes, and wants absl.
+        import_module(f"{_MODULE}.ragged_dot_mgpu")
+        import_module(f"{_MODULE}.transposed_ragged_dot_mgpu")
 
     def declines(self, case: Case, device: torch.device) -> str | None:
         rows, columns = TILES[self.tile]

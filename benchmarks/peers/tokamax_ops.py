@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -25,15 +26,9 @@ class Tokamax(JaxPeer):
     devices = ("cuda",)
     sitting = SECOND
 
-    def missing(self, device: torch.device) -> str | None:
-        reason = super().missing(device)
-        if reason is None:
-            _stand_in_for_the_profiler()
-            try:
-                import tokamax  # noqa: F401  # pyright: ignore[reportMissingImports]
-            except Exception as error:  # something that it needs is not there
-                return f"{type(error).__name__}: {error}"
-        return reason
+    def load(self) -> None:
+        _stand_in_for_the_profiler()
+        import_module("tokamax")
 
     def declines(self, case: Case, device: torch.device) -> str | None:
         return super().declines(case, device) or too_many_compilations(case)

@@ -24,7 +24,15 @@ DOCS, SOURCE, SITE = ROOT / "docs", ROOT / "build" / "docs-source", ROOT / "buil
 RESULTS = ROOT / "benchmarks" / "results" / "h100.json"
 # Pages in the order of the site, by their place in the repository; those that do not exist are left out.
 SECTIONS = {
-    "Use it": ["docs/jax.md", "docs/jax-ragged-dot.md", "docs/torch.md", "docs/contract.md", "docs/troubleshooting.md"],
+    "Use it": [
+        "docs/running.md",
+        "docs/jax.md",
+        "docs/jax-ragged-dot.md",
+        "docs/tokamax.md",
+        "docs/torch.md",
+        "docs/contract.md",
+        "docs/troubleshooting.md",
+    ],
     "How it is built": ["docs/architecture.md", "docs/extending.md", "docs/decisions.md"],
     "How fast it is": ["docs/performance.md", "benchmarks/protocol.md", "docs/kernel-log.md"],
     "Project": ["CHANGELOG.md", "CONTRIBUTING.md"],

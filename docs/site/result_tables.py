@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of the performance page, from the committed results file. None is typed by hand."""
+"""The numbers of the performance page, from the committed results files. None is typed by hand."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks import targets
 from benchmarks.operations import ACTIVATIONS, HOST_COSTS, LINEAR, MLP, OPERATIONS, PRODUCTS
 from benchmarks.ratios import JAX_OURS, JAX_PEER, Row, means, median_us, rows
+from benchmarks.results import FOLDER, load
 from benchmarks.shapes import DRAWS, EVEN
 from benchmarks.stats import geometric_mean
 
@@ -101,6 +103,27 @@ def doors(data: dict[str, Any]) -> str:
     return _table(("operation", "jax_grouped's time over torch_grouped's", "cases"), lines)
 
 
+def jax_step(_: dict[str, Any]) -> str:
+    """Whole training steps of `benchmarks.jax_step`, from its own file."""
+    lines = []
+    for case in load(FOLDER / "jax_step.json")["cases"].values():
+        shape = case["shape"]
+        title = f"{shape['tokens']} tokens to {shape['top_k']} of {shape['experts']} experts"
+        for name, peer in case["peers"].items():
+            ran = peer["status"] == "ok"
+            found = f"{peer['us']['median'] / 1e3:.2f}" if ran else peer["reason"].partition(":")[0].lower()
+            lines.append([title, name, found.replace("resource_exhausted", "out of memory")])
+    return _table(("a step of", "experts by", "milliseconds"), lines)
+
+
+def host_calls(_: dict[str, Any]) -> str:
+    """Calls from PyTorch as `benchmarks.host_cost` measures them, from its own file."""
+    path = FOLDER / "host_cost_h100.json"
+    cases = json.loads(path.read_text())["cases"] if path.exists() else {}
+    lines = [[name, f"{case['median_us']:.1f}", f"{case['least_us']:.1f}"] for name, case in cases.items()]
+    return _table(("call", "median, microseconds", "least"), lines)
+
+
 def host(data: dict[str, Any]) -> str:
     """Microseconds of host time."""
     lines = []
@@ -140,7 +163,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "against-bounds": against_bounds,
     "in-jax": in_jax,
     "doors": doors,
+    "jax-step": jax_step,
     "host": host,
+    "host-calls": host_calls,
     "layers": layers,
     "verdicts": verdicts,
     "draws": draws,

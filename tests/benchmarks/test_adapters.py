@@ -6,6 +6,7 @@ their documentation says they do, so that the padding and the arguments around t
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from itertools import pairwise
 from types import ModuleType, SimpleNamespace
@@ -20,9 +21,12 @@ from benchmarks.__main__ import _parser
 from benchmarks.operations import OPERATIONS, applies
 from benchmarks.peers import registry
 from benchmarks.peers.base import BOUND, OURS, PART, Skip
+from benchmarks.peers.cudnn_moe import CudnnMoe
 from benchmarks.peers.deepgemm import DeepGemm, DeepGemmPadding
 from benchmarks.peers.ours_torch import TorchGrouped
+from benchmarks.peers.pallas_mgpu import RaggedDotMgpu
 from benchmarks.peers.quack_gemm import CONFIGS, Quack
+from benchmarks.peers.tokamax_ops import Tokamax
 from benchmarks.problem import Case, Problem
 from benchmarks.shapes import BY_NAME, EMPTY, EVEN, ONE, PRIMARY, ROWS, SHAPES, TAIL, ZIPF, Shape
 
@@ -214,6 +218,18 @@ def test_a_peer_that_is_not_installed_tells_the_reason():
     assert peer.missing(CPU) == "runs on cuda only"
     peer.devices, peer.module = ("cpu",), "no_such_library_anywhere"
     assert peer.missing(CPU) == "no_such_library_anywhere is not installed"
+
+
+def test_a_peer_whose_library_does_not_work_tells_the_reason(monkeypatch):
+    """As those that find out by importing it."""
+
+    def broken(name: str) -> Any:
+        raise OSError(f"{name} wants another library")
+
+    for peer in (CudnnMoe(), Tokamax(), RaggedDotMgpu("128x128")):
+        monkeypatch.setattr(f"{type(peer).__module__}.import_module", broken)
+        peer.devices, peer.module = ("cpu",), ""
+        assert re.fullmatch("OSError: .* wants another library", peer.missing(CPU) or "")
 
 
 def test_peers_are_selected_by_role_family_or_name():

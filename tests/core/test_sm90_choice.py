@@ -26,19 +26,26 @@ int main() {
 TURNS = "sm90 128x192, multipliers take turns"
 SHARE = "sm90 128x256, multipliers share"
 EVEN = ", groups cut evenly"
+ORDER = ", in order"
+HALVES = ", by halves of L2"
 GOLDEN = {
-    ("mm", 65536, 2048, 1536, 128): TURNS + EVEN,
-    ("mm", 65536, 768, 2048, 128): TURNS + EVEN,
-    ("mm", 32768, 4096, 7168, 8): TURNS + EVEN,
-    ("mm", 16384, 4096, 28672, 8): TURNS + EVEN,
+    ("mm", 65536, 2048, 1536, 128): TURNS + EVEN + ORDER + HALVES,
+    ("mm", 65536, 768, 2048, 128): TURNS + EVEN + ORDER + HALVES,
+    ("mm", 65536, 1024, 2048, 64): TURNS + EVEN + HALVES,  # many rows a group
+    ("mm", 16384, 1024, 2048, 32): TURNS + EVEN + HALVES,  # few groups
+    ("mm", 16384, 1024, 2047, 32): TURNS + EVEN,  # little work
+    ("mm", 32768, 4096, 7168, 8): TURNS + EVEN + HALVES,
+    ("mm", 16384, 4096, 28672, 8): TURNS + EVEN + HALVES,
     ("mm", 500_000, 256, 256, 1): TURNS + EVEN,
-    ("mm", 32768, 7168, 4096, 8): SHARE,  # long sums
-    ("mm", 16384, 28672, 4096, 8): SHARE,
+    ("mm", 2**31 - 513, 2**31 - 513, 2**31 - 513, 1): SHARE + HALVES,
+    ("mm", 32768, 7168, 4096, 8): SHARE + HALVES,  # long sums
+    ("mm", 16384, 28672, 4096, 8): SHARE + HALVES,
+    ("mm", 32768, 5760, 2880, 128): SHARE + HALVES,
     ("mm", 16, 16384, 32768, 1): SHARE,
-    ("mm", 32768, 2880, 5760, 128): SHARE + EVEN,  # few rows a group
-    ("mm", 81920, 512, 2048, 512): SHARE + EVEN,
-    ("mm", 8192, 2048, 1536, 128): SHARE + EVEN,
-    ("mm", 16, 256, 256, 1024): SHARE + EVEN,
+    ("mm", 32768, 2880, 5760, 128): SHARE + EVEN + ORDER + HALVES,  # few rows a group
+    ("mm", 81920, 512, 2048, 512): SHARE + EVEN + ORDER + HALVES,
+    ("mm", 8192, 2048, 1536, 128): SHARE + EVEN + ORDER,
+    ("mm", 16, 256, 256, 1024): SHARE + EVEN + ORDER,
     ("wgrad", 65536, 2048, 1536, 128): TURNS,
     ("wgrad", 32768, 7168, 4096, 8): TURNS,
     ("wgrad", 32768, 2880, 5760, 128): TURNS,

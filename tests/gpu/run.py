@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import datetime
+import importlib.util
 import json
 import os
 import re
@@ -28,6 +29,17 @@ LOGS = Path(os.environ.get("GROUPED_GPU_LOGS", package.FOLDER / "logs"))
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 # Each configuration of the Hopper kernels in turn, and what serves other shapes and GPUs.
 FORCED = ("turns", "share", "portable")
+CAPTURED = tuple(f"tests/gpu/test_{name}.py" for name in ("capture", "jax_graphs", "torch_graphs"))
+
+
+def require_frameworks() -> None:
+    """Said before minutes are spent on a build."""
+    absent = [name for name in ("torch", "jax", "pytest", "xdist") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise SystemExit(
+            f"The GPU tests need torch, jax, pytest and pytest-xdist; {sys.executable} lacks {', '.join(absent)}. "
+            f"docs/running.md says what to install."
+        )
 
 
 def install() -> None:
@@ -48,13 +60,18 @@ def environment() -> dict[str, str]:
     }
 
 
-def run_pytest() -> dict:
-    report = LOGS / "pytest.xml"
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+def run_pytest(paths: tuple[str, ...] = ("tests/gpu",), kernels: str = "") -> dict:
+    """`kernels`: for GROUPED_TEST_KERNELS."""
+    report = LOGS / f"pytest{kernels and '-'}{kernels}.xml"
+    command = [sys.executable, "-m", "pytest", *paths, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     # Most of the time is XLA compiling on the host, so several processes share the GPU. Warnings of frameworks in
     # other versions than the CPU suite's are not ours to fail on.
     workers = str(min(8, os.cpu_count() or 1))
-    code = subprocess.run([*command, "-n", workers, "-W", "default"], cwd=ROOT, env=environment()).returncode
+    code = subprocess.run(
+        [*command, "-n", workers, "-W", "default"],
+        cwd=ROOT,
+        env={**environment(), "GROUPED_TEST_KERNELS": kernels},
+    ).returncode
     suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
     failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
     skips = sorted({s.get("message", "") for s in suite.iter("skipped")})
@@ -93,9 +110,11 @@ def machine() -> dict:
 
 
 def main() -> int:
-    install()
     if "--install-only" in sys.argv[1:]:
+        install()
         return 0
+    require_frameworks()
+    install()
     LOGS.mkdir(parents=True, exist_ok=True)
     suites, seconds = {}, {}
 
@@ -106,6 +125,8 @@ def main() -> int:
         suites[name], seconds[name] = found, round(time.monotonic() - begin, 1)
 
     run("contract (pytest)", run_pytest)
+    # What is launched besides for large problems, in small ones that are captured.
+    run("captured, turns", lambda: run_pytest(CAPTURED, "turns"))
     # Each is one thread and leaves most of the GPU idle, so they run side by side.
     executables = [
         ("executable", None, ""),

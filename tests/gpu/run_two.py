@@ -60,6 +60,7 @@ def run_pytest(paths: list[str]) -> dict:
 
 
 def main() -> int:
+    run.require_frameworks()
     gpus = number_of_gpus()
     if gpus < 2:
         print(f"needs two GPUs, found {gpus}; nothing was run and nothing recorded")

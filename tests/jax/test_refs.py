@@ -20,7 +20,7 @@ from jax_mlp import mlp_problem
 from problems import activation_problem, linear_problem, poisoned_buffer
 from tolerances import DTYPES, assert_bits, assert_close
 
-from jax_grouped import grouped_activation, grouped_linear, grouped_mlp
+from jax_grouped import grouped_activation, grouped_linear, grouped_mlp, ragged_dot
 
 HARD = BY_NAME["empty_middle"]
 CASE = Case("refs", 96, 40, 56, (30, 0, 50))
@@ -327,6 +327,38 @@ def test_slices_are_refused(setting, name) -> None:
 
     with pytest.raises(TypeError, match=f"^{name} must be a whole jax.Ref or an array; got a slice of a Ref"):
         step(ref)
+
+
+VALUES = {
+    "row": jnp.zeros(8),
+    "matrix": jnp.zeros((8, 8)),
+    "weight": jnp.zeros((2, 8, 8)),
+    "bias": jnp.zeros((2, 8)),
+    "group_sizes": jnp.zeros(2, jnp.int32),
+}
+ROWS = {"x": "matrix", "group_sizes": "group_sizes", "row_scale": "row"}
+INPUTS = {
+    grouped_linear: {**ROWS, "weight": "weight", "bias": "bias"},
+    grouped_activation: {"h": "matrix", "group_sizes": "group_sizes", "row_scale": "row"},
+    partial(grouped_mlp, activation="squared_relu"): {
+        **ROWS,
+        **{f"fc{n}_{name}": name for n in (1, 2) for name in ("weight", "bias")},
+    },
+    ragged_dot: {"lhs": "matrix", "rhs": "weight", "group_sizes": "group_sizes"},
+}
+
+
+@pytest.mark.parametrize("form", ["eager", "jit", "slice"])
+@pytest.mark.parametrize(("function", "name"), [(f, name) for f, inputs in INPUTS.items() for name in inputs])
+def test_inputs_are_no_refs(function, name, form) -> None:
+    arguments = {other: VALUES[value] for other, value in INPUTS[function].items()}
+    value = arguments[name]
+
+    def call(ref: Any) -> Any:
+        return function(**{**arguments, name: ref.at[0] if form == "slice" else ref})
+
+    with pytest.raises(TypeError, match=rf"^{name} must be an array; got a jax\.Ref, which .* pass ref\[\.\.\.\]\."):
+        (call if form == "eager" else jax.jit(call))(jax.new_ref(value[None] if form == "slice" else value))
 
 
 @pytest.mark.parametrize("function", ["linear", "mlp", "activation"])

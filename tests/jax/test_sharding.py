@@ -100,6 +100,36 @@ def test_types_that_say_everywhere_are_fine(function) -> None:
         assert_bits(jax.jit(call)(*arguments), expected)
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_whole_arrays_on_every_device_are_fine_eagerly(function, kind) -> None:
+    """Without jit there is no program to divide, and the arrays themselves tell that each device has the whole."""
+    call, arguments = loss_of(function)
+    mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(getattr(jax.sharding.AxisType, kind),))
+    whole = [jax.device_put(a, NamedSharding(mesh, P())) for a in arguments]
+
+    def gradient(x, *rest):
+        y, pull_back = jax.vjp(lambda x: call(x, *rest), x)
+        return y, *pull_back(y)
+
+    batch = (0, *[None] * (len(arguments) - 1))
+    for form in (gradient, jax.vmap(gradient, in_axes=batch)):
+        x = jnp.stack([whole[0]] * 2) if form is not gradient else whole[0]
+        alone = form(*(jax.device_put(np.asarray(a), jax.devices()[0]) for a in (x, *whole[1:])))
+        for found, expected in zip(form(x, *whole[1:]), alone, strict=True):
+            assert len(found.devices()) == DEVICES
+            assert_bits(found, np.asarray(expected))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_explicit_rows_without_a_mesh_around_are_refused(function) -> None:
+    """As an eager call, in the words that it has under `jax.set_mesh`."""
+    call, (x, *rest) = loss_of(function)
+    mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with pytest.raises(ValueError, match=ADVICE):
+        call(jax.device_put(x, NamedSharding(mesh, P("d"))), *rest)
+
+
 def test_an_axis_left_to_xla_is_refused() -> None:
     """shard_map over one axis of two: XLA would divide over the other."""
     call, (x, *rest) = loss_of("linear")

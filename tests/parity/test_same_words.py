@@ -39,16 +39,30 @@ ACTIVATION = {
     "out": zeros((T, N)),
     "dgrad_out": zeros((T, 2 * N)),
 }
+MLP = {
+    "x": zeros((T, K)),
+    "fc1_weight": zeros((G, K, 2 * N)),
+    "fc2_weight": zeros((G, N, K)),
+    "group_sizes": zeros((G,), "int32"),
+    "fc1_bias": zeros((G, 2 * N)),
+    "fc2_bias": zeros((G, K)),
+    "row_scale": zeros((T,)),
+    "out": zeros((T, K)),
+    "dgrad_out": zeros((T, K)),
+    "fc1_wgrad_out": zeros((G, K, 2 * N)),
+    "fc2_wgrad_out": zeros((G, N, K)),
+}
 OPERATIONS = {
     "linear": (jax_grouped.grouped_linear, torch_functional.grouped_linear, LINEAR),
     "activation": (jax_grouped.grouped_activation, torch_functional.grouped_activation, ACTIVATION),
+    "mlp": (jax_grouped.grouped_mlp, torch_functional.grouped_mlp, MLP),
 }
 
 
 def refusals(operation: str, arguments: dict, **options) -> list[Exception]:
     """What JAX under jit and torch raise. Torch gets JAX's default layout."""
     in_jax, in_torch, _ = OPERATIONS[operation]
-    if operation == "linear":
+    if operation != "activation":
         options = {"weight_layout": "gkn", **options}
     with wide_enough(*arguments.values()):
         calls = (
@@ -111,11 +125,27 @@ def dtype_of(name: str) -> str:
         ("linear", {"weight_layout": "nkg"}),
         ("activation", {"kind": "relu"}),
         ("activation", {"gate_layout": "mixed"}),
+        ("mlp", {"activation": "relu"}),
     ],
-    ids=["weight_layout", "kind", "gate_layout"],
+    ids=["weight_layout", "kind", "gate_layout", "activation"],
 )
 def test_unknown_names(operation, option) -> None:
     assert_same_refusal(operation, OPERATIONS[operation][2], ValueError, **option)
+
+
+@pytest.mark.parametrize("layout", ["gkn", "gnk"])
+def test_as_many_columns_of_up_as_of_gate(layout) -> None:
+    """Told of the weight that the caller gave, not of fc1's result; without a gate any number is right."""
+    odd = {"x": zeros((T, K)), "fc1_weight": zeros((G, K, 7)), "fc2_weight": zeros((G, 3, K))}
+    if layout == "gnk":
+        odd = {n: np.ascontiguousarray(a.swapaxes(1, 2)) if "weight" in n else a for n, a in odd.items()}
+    arguments = {**odd, "group_sizes": MLP["group_sizes"]}
+    for error in refusals("mlp", arguments, weight_layout=layout):
+        assert type(error) is ValueError
+        assert str(error) == (
+            f"fc1_weight must be {'[G, K, 2F]' if layout == 'gkn' else '[G, 2F, K]'}, with as many columns of up as of "
+            f'gate; got {list(odd["fc1_weight"].shape)}. Without a gate pass activation="squared_relu".'
+        )
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

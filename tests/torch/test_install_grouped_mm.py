@@ -43,7 +43,7 @@ def test_the_state_is_told_and_given_back():
     torch_grouped.install("cpu")
     assert torch_grouped.installed() == ("cpu",)
     torch_grouped.install()
-    assert torch_grouped.installed() == ("cuda",)
+    assert torch_grouped.installed() == ("cpu", "cuda")
     torch_grouped.install("cuda", "cpu")
     assert torch_grouped.installed() == ("cpu", "cuda")
     torch_grouped.uninstall()
@@ -62,6 +62,30 @@ def test_as_a_context(rng):
     with pytest.raises(ZeroDivisionError), torch_grouped.install("cpu"):
         _ = 1 // 0
     assert torch_grouped.installed() == ()
+
+
+def test_a_block_takes_back_what_it_did_and_no_more(rng):
+    a, b, offs = operands(draw_product(rng, EVEN, "bf16", "rows"))
+
+    def on_the_core() -> bool:
+        before = calls()
+        F.grouped_mm(a, b, offs=offs)
+        return calls() > before
+
+    with torch_grouped.install("cpu"):
+        with torch_grouped.install("cpu", "cuda"):
+            assert torch_grouped.installed() == ("cpu", "cuda")
+        assert torch_grouped.installed() == ("cpu",)
+        assert on_the_core()
+        with pytest.raises(ZeroDivisionError), torch_grouped.install():
+            _ = 1 // 0
+        assert on_the_core()
+    assert not on_the_core()
+    with torch_grouped.install("cpu"):
+        torch_grouped.uninstall()  # ends it all
+        assert not on_the_core()
+        torch_grouped.install("cpu")
+    assert on_the_core()  # of the second one, which no block ends
 
 
 def test_cuda_alone_leaves_the_cpu_to_torch(rng):

@@ -12,8 +12,8 @@ import pytest
 import reference
 import torch
 from cases import BY_NAME, CASES, SENTINEL
-from mlp_problems import mlp_problem
-from problems import ACTIVATION_KINDS, poisoned_buffer
+from mlp_problems import BUFFERS, mlp_problem
+from problems import ACTIVATION_KINDS
 from tolerances import DTYPES, assert_bits, assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_calls import Witness, leaves, to_numpy, to_torch
@@ -32,7 +32,6 @@ every_form = pytest.mark.parametrize(("kind", "gate_layout"), FORMS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 HARD = BY_NAME["empty_middle"]
 EVEN = BY_NAME["even"]
-BUFFERS = ("out", "dgrad_out", "fc1_wgrad_out", "fc2_wgrad_out")
 
 
 def assert_same(found: dict, expected: dict) -> None:
@@ -42,15 +41,7 @@ def assert_same(found: dict, expected: dict) -> None:
 
 
 def buffers_for(problem, names=BUFFERS, dtype="f32") -> dict[str, Any]:
-    shapes = {
-        "out": problem.dy.shape,
-        "dgrad_out": problem.inputs["x"].shape,
-        "fc1_wgrad_out": problem.inputs["fc1_weight"].shape,
-        "fc2_wgrad_out": problem.inputs["fc2_weight"].shape,
-    }
-    return {
-        n: to_torch(poisoned_buffer(shapes[n], dtype, 10**9 if "wgrad" in n else problem.S, SENTINEL)) for n in names
-    }
+    return {n: to_torch(b) for n, b in problem.buffers(dtype).items() if n in names}
 
 
 @every_form
@@ -353,18 +344,6 @@ def test_mistakes_are_told_before_anything_runs(exception, name, value, words):
     assert str(caught.value).startswith(words)
     assert_nothing_ran(arguments, before)
     assert all((arguments[n] == SENTINEL).all() for n in BUFFERS if n != name)
-
-
-def test_an_odd_number_of_columns_is_refused():
-    arguments: dict[str, Any] = {
-        "x": torch.ones(T, K),
-        "fc1_weight": torch.ones(G, 15, K),
-        "fc2_weight": torch.ones(G, N, 7),
-    }
-    with pytest.raises(
-        ValueError, match=re.escape("fc1's result must be [T, 2F] f16, bf16, f32 or f64; got [6, 15] f32.")
-    ):
-        grouped_mlp(**arguments, group_sizes=torch.tensor([3, 2]))
 
 
 @pytest.mark.parametrize(

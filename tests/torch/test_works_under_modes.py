@@ -118,9 +118,11 @@ def test_autocast_turned_off_inside(rng):
         assert grouped_linear(torch.ones(2, 4), torch.ones(1, 3, 4), [2]).dtype == torch.float32
 
 
-def test_autocast_through_modules(rng):
-    """The activation between takes what the first layer gives."""
-    sizes, probs, x = torch.tensor([4, 0, 5]), torch.rand(10), torch.randn(10, 8)
+@pytest.mark.parametrize("probs_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_autocast_through_modules(rng, probs_dtype):
+    """The activation between takes what the first layer gives, and probabilities as the MLP in one step does."""
+    sizes, x = torch.tensor([4, 0, 5]), torch.randn(10, 8)
+    probs = torch.rand(10).to(probs_dtype).requires_grad_()
     container = Sequential(GroupedLinear(3, 8, 12), ScaledSwiGLU(), GroupedLinear(3, 6, 8))
     for module, arguments in ((GroupedMLP(3, 8, 6), (sizes, probs)), (container, (sizes, probs, sizes))):
         found = []
@@ -130,8 +132,16 @@ def test_autocast_through_modules(rng):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 y = module(x, *arguments)
             assert y.dtype == torch.bfloat16
-            found.append(to_numpy(y))
-        assert_bits(*found)
+            (d_probs,) = torch.autograd.grad(y.float().sum(), probs)
+            assert d_probs.dtype == probs_dtype
+            found.append((to_numpy(y.detach()), to_numpy(d_probs)))
+        for in_one_step, in_turn in zip(*found, strict=True):
+            assert_bits(in_one_step, in_turn)
+
+
+def test_probs_of_the_other_16_bits_are_refused_without_autocast():
+    with pytest.raises(TypeError, match=r"^row_scale must be .* f16 or f32; got .* bf16"):
+        ScaledSwiGLU()(torch.ones(10, 8).half(), torch.ones(10).bfloat16())
 
 
 # Checkpointing.

@@ -192,6 +192,30 @@ def test_vmap_is_one_element_after_another(operation):
         assert_bits(to_numpy(found[1]), to_numpy(operation({**operation.inputs, name: value[1]})), name)
 
 
+def test_vmap_of_no_element_is_empty(operation):
+    """Of all arguments and of each alone, also a gradient, also where the batch is not the first axis."""
+    none = {n: t.new_empty(0, *t.shape) for n, t in operation.inputs.items()}
+    sizes_too = torch.func.vmap(
+        lambda inputs, sizes: operation.function(group_sizes=sizes, **inputs, **operation.options)
+    )
+    every = (torch.func.vmap(operation)(none), sizes_too(none, operation.sizes.new_empty(0, *operation.sizes.shape)))
+    assert [y.shape for y in every] == [(0, *operation.dy.shape)] * 2
+    for name, gradient in torch.func.vmap(torch.func.grad(operation.loss))(none).items():
+        assert gradient.shape == none[name].shape
+    for name, value in none.items():
+        call = torch.func.vmap(lambda t, n=name: operation({**operation.inputs, n: t}), in_dims=1)
+        leaf = value.transpose(0, 1).requires_grad_()
+        y = call(leaf)
+        assert y.shape == (0, *operation.dy.shape)
+        assert y.dtype == operation.dy.dtype
+        (gradient,) = torch.autograd.grad(y.sum(), leaf)
+        assert gradient.shape == leaf.shape
+        shared = {n: t.clone().requires_grad_() for n, t in operation.inputs.items() if n != name}
+        y = torch.func.vmap(lambda t, n=name, s=shared: operation({**s, n: t}))(value)
+        for gradient in torch.autograd.grad(y.sum(), list(shared.values())):
+            assert (gradient == 0).all()
+
+
 def grouped_products():
     torch.manual_seed(3)
     offs = torch.tensor([4, 4, 10])
@@ -226,6 +250,7 @@ def test_grouped_mm(kind):
         assert_bits(to_numpy(jacobian[i]), to_numpy(row))
     stacked = torch.stack([a, a + 1])
     assert_bits(to_numpy(torch.func.vmap(lambda a: product(a, b))(stacked)[1]), to_numpy(product(a + 1, b)))
+    assert torch.func.vmap(lambda a: product(a, b))(stacked[:0]).shape == (0, *product(a, b).shape)
     out = torch.empty_like(product(a, b))
     with pytest.raises(NotImplementedError, match=r"^out cannot be written inside torch.func"):
         torch.func.grad(lambda a: product(a, b, out=out).sum())(a)

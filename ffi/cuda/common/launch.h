@@ -83,14 +83,19 @@ Status launch_kernel(void (*kernel)(Params), unsigned int grid, dim3 block, size
   return launch_status(cudaLaunchKernelEx(&config, kernel, params), launch.device);
 }
 
+// Clusters of `cluster_size` blocks, one block a multiprocessor, for `tiles` pieces of work.
+inline int num_clusters(int64_t tiles, int cluster_size, int device) {
+  const int64_t most = num_multiprocessors(device) / cluster_size;
+  const int64_t needed = ceil_div(tiles, cluster_size);
+  return static_cast<int>(needed < 1 ? 1 : needed < most ? needed : most);
+}
+
 // Launches a persistent kernel of one block a multiprocessor, in clusters of `cluster_size` blocks, for
 // `tiles` pieces of work.
 template <typename Params>
 Status launch_clusters(void (*kernel)(Params), int64_t tiles, int cluster_size, dim3 block,
                        size_t shared_bytes, const Launch& launch, const Params& params) {
-  const int most = num_multiprocessors(launch.device) / cluster_size;
-  const int64_t needed = ceil_div(tiles, cluster_size);
-  const int64_t clusters = needed < 1 ? 1 : needed < most ? needed : most;
+  const int clusters = num_clusters(tiles, cluster_size, launch.device);
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = static_cast<unsigned int>(cluster_size);

@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA backend. For each operation: the device, the debugging check, what needs no launch, the kernel.
+#include <algorithm>
+
 #include "common/launch.h"
 #include "core/backend.h"
 #include "core/log.h"
 #include "core/switches.h"
 #include "portable/kernels.h"
 #include "portable/offsets.h"
+#include "sm90/halves.h"
 #include "sm90/heuristic.h"
 #include "sm90/kernels.h"
 
 namespace grouped {
 namespace {
 
-size_t workspace_size(int32_t, DType, int64_t, int64_t, int64_t G) { return cuda::row_map_size(G); }
+// Which kernels will run is not known before the addresses are.
+size_t workspace_size(int32_t, DType, int64_t, int64_t, int64_t G) {
+  return std::max(cuda::row_map_size(G), sizeof(cuda::sm90::ClusterPlaces));
+}
 
 // Runs `body` on the launch's device. `is_empty`: no element of a result exists, so nothing may be launched.
 template <typename Body>
@@ -35,29 +41,32 @@ void log_choice(const char* operation, int64_t K, int64_t N, int64_t G, bool is_
 }
 
 template <typename Problem>
-bool use_sm90(const Problem& p, const Launch& launch) {
-  return cuda::sm90::can_take(p, cuda::compute_capability(launch.device)) &&
+bool use_sm90(const Problem& p, int device) {
+  return cuda::sm90::can_take(p, cuda::compute_capability(device)) &&
          test_kernels() != TestKernels::kPortable;
 }
 
-cuda::sm90::Config as_forced(cuda::sm90::Config config) {
-  switch (test_kernels()) {
-    case TestKernels::kTurns:
-      config.takes_turns = true;
-      break;
-    case TestKernels::kShare:
-      config.takes_turns = false;
-      break;
-    default:
-      break;
-  }
+bool takes_turns(bool chosen) {
+  return test_kernels() == TestKernels::kTurns || (test_kernels() != TestKernels::kShare && chosen);
+}
+
+// What a configuration can be besides goes along with the turns when tests force them.
+cuda::sm90::Config config_of(const MmProblem& p) {
+  cuda::sm90::Config config = cuda::sm90::mm_config(p.T, p.K, p.N, p.G);
+  config.takes_turns = takes_turns(config.takes_turns);
+  if (test_kernels() != TestKernels::kAny) config.in_order = config.by_halves = config.takes_turns;
+  return config;
+}
+cuda::sm90::Config config_of(const WgradProblem& p) {
+  cuda::sm90::Config config = cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate);
+  config.takes_turns = takes_turns(config.takes_turns);
   return config;
 }
 
 Status mm(const MmProblem& p, const Launch& launch) {
   return on_device(p.sizes, launch, p.T == 0 || p.N == 0, [&] {
-    if (use_sm90(p, launch)) {
-      const cuda::sm90::Config config = as_forced(cuda::sm90::mm_config(p.T, p.K, p.N, p.G));
+    if (use_sm90(p, launch.device)) {
+      const cuda::sm90::Config config = config_of(p);
       log_choice("grouped_mm", p.K, p.N, p.G, p.weight_is_gkn, to_string(config));
       return p.in == DType::kF16 ? cuda::sm90::mm_f16(p, config, launch)
                                  : cuda::sm90::mm_bf16(p, config, launch);
@@ -76,10 +85,15 @@ Status mm(const MmProblem& p, const Launch& launch) {
   });
 }
 
+// The portable kernels keep their offsets there.
+bool mm_uses_workspace(const MmProblem& p, int device) {
+  return !use_sm90(p, device) || config_of(p).by_halves;
+}
+
 Status wgrad(const WgradProblem& p, const Launch& launch) {
   return on_device(p.sizes, launch, p.G == 0 || p.K == 0 || p.N == 0, [&] {
-    if (use_sm90(p, launch)) {
-      const cuda::sm90::Config config = as_forced(cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate));
+    if (use_sm90(p, launch.device)) {
+      const cuda::sm90::Config config = config_of(p);
       log_choice("grouped_wgrad", p.K, p.N, p.G, p.out_is_gkn, to_string(config));
       return p.in == DType::kF16 ? cuda::sm90::wgrad_f16(p, config, launch)
                                  : cuda::sm90::wgrad_bf16(p, config, launch);
@@ -122,8 +136,8 @@ Status row_dot(const RowDotProblem& p, const Launch& launch) {
 }  // namespace
 
 const Backend* cuda_backend() {
-  static constexpr Backend backend = {workspace_size,  mm,        wgrad,  bias_grad, activation,
-                                      activation_grad, row_scale, row_dot};
+  static constexpr Backend backend = {workspace_size,  mm,        wgrad,   bias_grad,        activation,
+                                      activation_grad, row_scale, row_dot, mm_uses_workspace};
   return &backend;
 }
 

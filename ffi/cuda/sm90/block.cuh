@@ -17,6 +17,7 @@
 
 #include "common/launch.h"
 #include "sm90/multiply.cuh"
+#include "sm90/places.cuh"
 
 namespace grouped::cuda::sm90 {
 
@@ -40,6 +41,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     }
     for (int index = 0; index < kMultipliers; ++index) barrier_init(shared.may_go(index), 1);
     barrier_init_fence();
+    if (cluster_rank() == 0) store_shared(shared.place(), take_place(work.places()));
     work.prefetch();
   }
   __syncwarp();
@@ -55,7 +57,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       if (threadIdx.x == 32) produce<typename Work::RightLoader>(work, shared.right(0), shared, queue);
       __syncwarp();
     } else if (warp == 2) {
-      work.schedule(queue);
+      work.schedule(queue, load_from_first_block(shared.place()));
     } else {
       work.side_work(threadIdx.x - 96, 32);
     }

@@ -10,16 +10,20 @@
 
 namespace grouped::cuda::sm90 {
 
-// See TakeTurns, ShareTiles (block.cuh) and RowCut (mm_schedule.cuh).
+// See TakeTurns, ShareTiles (shape.cuh), RowCut (mm_schedule.cuh), halves.h.
 struct Config {
   bool takes_turns;
-  bool cuts_evenly;  // mm alone
+  // Of mm alone.
+  bool cuts_evenly;
+  bool in_order;   // groups as they come; else by the width of their tiles, the widest first
+  bool by_halves;  // of L2
 };
 
 inline std::string to_string(const Config& c) {
   return std::string("sm90 ") +
          (c.takes_turns ? "128x192, multipliers take turns" : "128x256, multipliers share") +
-         (c.cuts_evenly ? ", groups cut evenly" : "");
+         (c.cuts_evenly ? ", groups cut evenly" : "") + (c.in_order ? ", in order" : "") +
+         (c.by_halves ? ", by halves of L2" : "");
 }
 
 inline bool rows_fit(const void* data, int64_t row_bytes) {
@@ -49,18 +53,27 @@ inline bool can_take(const WgradProblem& p, int capability) {
          rows_fit(p.out, 16);
 }
 
-// Narrow tiles overlap the writing of results with products, but fetch more for each product; above 4096 a
-// tile lasts long, and tiles of one width keep the blocks together, so that they find in L2 what the others
-// fetched. Measured: docs/kernel-log.md.
-inline Config mm_config(int64_t T, int64_t K, int64_t, int64_t G) {
-  if (K > 4096) return {false, false};
-  return {T > 256 * G, true};
+// Measured: docs/kernel-log.md. Narrow tiles overlap the writing of results with products, but fetch more for
+// each product; above 4096 a tile lasts long, and tiles of one width keep the blocks together, so that they
+// find in L2 what the others fetched. The widest first balances the work; where groups are many and small,
+// chance balances it, and narrow tiles, which wait for memory, had better run beside wide ones, which do not.
+inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G) {
+  Config config = {};
+  const bool is_long = K > 4096;
+  config.takes_turns = !is_long && T > 256 * G;
+  config.cuts_evenly = !is_long;
+  config.in_order = !is_long && G >= 64 && T <= 512 * G;
+  // A kernel goes in front, which takes 2 us: from about 100 us on.
+  config.by_halves = static_cast<double>(T) * static_cast<double>(K) * static_cast<double>(N) >= 0x1p35;
+  return config;
 }
 
 // What the result held arrives behind the operands and keeps the ring from the other multiplier, so no turns
 // then.
 inline Config wgrad_config(int64_t T, int64_t, int64_t, int64_t G, bool accumulate) {
-  return {T >= 256 * G && !accumulate, false};
+  Config config = {};
+  config.takes_turns = T >= 256 * G && !accumulate;
+  return config;
 }
 
 }  // namespace grouped::cuda::sm90

@@ -24,7 +24,7 @@ struct MmTensors {
   CUtensorMap out;
   MmParams<T> mm;
   GroupSizes sizes;
-  bool is_even;     // see RowCut
+  MmOrder order;
   bool has_panels;  // weight[0] of [G,K,N] takes two panels of 64 features in one copy
 };
 
@@ -141,9 +141,10 @@ class MmWork {
     prefetch_tensor_map(p_.weight[1]);
     prefetch_tensor_map(p_.out);
   }
-  __device__ __forceinline__ void schedule(TileQueue<Shape>& queue) const {
-    schedule_mm(p_.sizes, p_.mm.N, static_cast<int32_t>((p_.mm.K + kReduceTile - 1) / kReduceTile),
-                p_.is_even, queue);
+  __device__ __forceinline__ ClusterPlaces* places() const { return p_.order.places; }
+  __device__ __forceinline__ void schedule(TileQueue<Shape>& queue, int32_t place) const {
+    schedule_mm(p_.sizes, p_.mm.N, static_cast<int32_t>((p_.mm.K + kReduceTile - 1) / kReduceTile), p_.order,
+                place, queue);
   }
   __device__ __forceinline__ void side_work(int thread, int threads) const {
     if (!p_.mm.zero_tail) return;
@@ -175,11 +176,11 @@ __global__ void __launch_bounds__(kThreads, 1) mm_kernel(const __grid_constant__
 }
 
 template <typename T, typename Shape>
-Status mm_in(const MmProblem& p, bool is_even, const Launch& launch) {
+Status mm_in(const MmProblem& p, const Config& config, const Launch& launch) {
   MmTensors<T> params;
   params.mm = mm_params<T>(p, RowMap{});
   params.sizes = p.sizes;
-  params.is_even = is_even;
+  params.order = {config.cuts_evenly, config.in_order, nullptr};
   params.has_panels = p.weight_is_gkn && p.N % 64 == 0;
   TensorMaps maps(p.in, false);
   for (int i = 0; i < 4; ++i) maps.add(&params.x[i], p.x, {p.K, p.T}, {kReduceTile, row_box<Shape>(i)});
@@ -200,6 +201,12 @@ Status mm_in(const MmProblem& p, bool is_even, const Launch& launch) {
   if (!maps.status().ok()) return maps.status();
   const int64_t tiles =
       saturating_product(ceil_div(p.T, Shape::kMaxWidth) + p.G, ceil_div(p.N, kTileRows) + 1);
+  if (config.by_halves) {
+    params.order.places = static_cast<ClusterPlaces*>(launch.workspace);
+    const Status prepared =
+        prepare_places(num_clusters(tiles, 2, launch.device), launch, params.order.places);
+    if (!prepared.ok()) return prepared;
+  }
   using FromGkn = MmWork<T, Shape, Major::kOuter>;
   using FromGnk = MmWork<T, Shape, Major::kReduction>;
   return p.weight_is_gkn ? launch_block<FromGkn>(mm_kernel<FromGkn>, tiles, params, launch)
@@ -208,8 +215,8 @@ Status mm_in(const MmProblem& p, bool is_even, const Launch& launch) {
 
 template <typename T>
 Status mm(const MmProblem& p, const Config& config, const Launch& launch) {
-  return config.takes_turns ? mm_in<T, TakeTurns>(p, config.cuts_evenly, launch)
-                            : mm_in<T, ShareTiles>(p, config.cuts_evenly, launch);
+  return config.takes_turns ? mm_in<T, TakeTurns>(p, config, launch)
+                            : mm_in<T, ShareTiles>(p, config, launch);
 }
 
 }  // namespace grouped::cuda::sm90

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "sm90/group_walk.cuh"
+#include "sm90/places.cuh"
 #include "sm90/ring.cuh"
 
 namespace grouped::cuda::sm90 {
@@ -32,19 +33,26 @@ struct RowCut {
   }
 };
 
+// How groups become work; see Config (heuristic.h).
+struct MmOrder {
+  bool cuts_evenly, in_order;
+  ClusterPlaces* places;  // null: not by halves of L2
+};
+
 // What a cluster takes at once: two feature tiles of one row tile, which share x; or, where the number of
 // feature tiles is odd, two row tiles of the last one, which share the weight.
 template <typename Shape>
 struct MmPieces {
   using Cut = RowCut<Shape::kMaxWidth>;
+  static constexpr int kMostCostly = Shape::kMaxWidth / kWidthStep;
   int64_t feature_tiles;
-  bool is_even;
+  MmOrder order;
 
   __device__ __forceinline__ int cost(int32_t num_rows) const {
-    return Cut(num_rows, is_even).width / kWidthStep;
+    return order.in_order ? kMostCostly : Cut(num_rows, order.cuts_evenly).width / kWidthStep;
   }
   __device__ __forceinline__ int64_t count(int32_t num_rows) const {
-    const int64_t tiles = Cut(num_rows, is_even).tiles;
+    const int64_t tiles = Cut(num_rows, order.cuts_evenly).tiles;
     return tiles * (feature_tiles / 2) + (tiles + 1) / 2 * (feature_tiles % 2);
   }
 };
@@ -54,20 +62,16 @@ inline constexpr int kBandRows = 16;
 
 template <typename Shape>
 __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, int32_t num_blocks,
-                                            bool is_even, TileQueue<Shape>& queue) {
+                                            const MmOrder& order, int32_t cluster_place,
+                                            TileQueue<Shape>& queue) {
   const int64_t feature_tiles = (N + kTileRows - 1) / kTileRows;
   const int64_t pairs = feature_tiles / 2;
   const int32_t rank = static_cast<int32_t>(cluster_rank());
-  GroupWalk<MmPieces<Shape>> walk(sizes, MmPieces<Shape>{feature_tiles, is_even},
-                                  Shape::kMaxWidth / kWidthStep);
+  GroupWalk<MmPieces<Shape>> walk(sizes, MmPieces<Shape>{feature_tiles, order}, MmPieces<Shape>::kMostCostly);
   GroupPlace place;
-  const int32_t clusters = static_cast<int32_t>(gridDim.x / 2);
-  // Clusters change places from turn to turn, lest one gets all the wide tiles of groups that repeat.
-  int32_t turn_place = static_cast<int32_t>(blockIdx.x / 2);
-  for (int64_t turn = 0; walk.find(turn * clusters + turn_place, &place); ++turn) {
-    const int64_t in_group = turn * clusters + turn_place - place.first_piece;
-    turn_place = turn_place + 1 == clusters ? 0 : turn_place + 1;
-    const RowCut<Shape::kMaxWidth> cut(place.num_rows, is_even);
+  for (Turns turns(order.places, cluster_place); walk.find(turns.piece(), &place); turns.advance()) {
+    const int64_t in_group = turns.piece() - place.first_piece;
+    const RowCut<Shape::kMaxWidth> cut(place.num_rows, order.cuts_evenly);
     int32_t row;  // row tile: may be one past the last
     int64_t feature;
     int32_t flags;

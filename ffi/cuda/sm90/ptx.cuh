@@ -30,6 +30,22 @@ __device__ __forceinline__ void cluster_sync() {
           : "memory");
 }
 
+__device__ __forceinline__ void store_shared(uint32_t to, int32_t value) {
+  asm volatile("st.shared.s32 [%0], %1;\n" ::"r"(to), "r"(value) : "memory");
+}
+// From the same place in the memory of the cluster's first block.
+__device__ __forceinline__ int32_t load_from_first_block(uint32_t from) {
+  int32_t value;
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %1, 0;\n"
+      "ld.shared::cluster.s32 %0, [remote];\n}\n"
+      : "=r"(value)
+      : "r"(from)
+      : "memory");
+  return value;
+}
+
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(count) : "memory");
 }

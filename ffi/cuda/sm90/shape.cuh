@@ -78,11 +78,14 @@ struct Shared {
   static constexpr uint32_t kStaging = kStages * kStageBytes;
   static constexpr uint32_t kTileQueue = kStaging + kMultipliers * Shape::kPieces * kPieceBytes;
   static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
-  static constexpr uint32_t kBytes = kBarriers + (2 * kStages + 3 * kTiles + kMultipliers) * 8;
+  static constexpr uint32_t kPlace = kBarriers + (2 * kStages + 3 * kTiles + kMultipliers) * 8;
+  static constexpr uint32_t kBytes = kPlace + 8;
   static_assert(kStages >= 4, "fewer stages do not cover the latency of a copy");
   static_assert(kBytes <= 227 * 1024, "a block of a Hopper multiprocessor has 227 KB");
 
   uint32_t base;
+  // The cluster's place among all, in its first block.
+  __device__ __forceinline__ uint32_t place() const { return base + kPlace; }
   __device__ __forceinline__ uint32_t left(int stage) const { return base + stage * kStageBytes; }
   __device__ __forceinline__ uint32_t right(int stage) const { return left(stage) + kLeftBytes; }
   __device__ __forceinline__ uint32_t staging(int multiplier) const {

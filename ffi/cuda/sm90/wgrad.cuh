@@ -115,7 +115,8 @@ class WgradWork {
     prefetch_tensor_map(p_.old);
     prefetch_tensor_map(p_.out);
   }
-  __device__ __forceinline__ void schedule(TileQueue<Shape>& queue) const {
+  __device__ __forceinline__ ClusterPlaces* places() const { return nullptr; }
+  __device__ __forceinline__ void schedule(TileQueue<Shape>& queue, int32_t place) const {
     // Stages that the result's old panels fill.
     const auto old_stages = [this](int32_t width) {
       if (!p_.wgrad.accumulate) return 0;
@@ -123,7 +124,7 @@ class WgradWork {
       return (panels + kOldPanels<Shape> - 1) / kOldPanels<Shape>;
     };
     schedule_wgrad<Shape>(p_.wgrad.map, p_.wgrad.rows, p_.wgrad.columns, p_.wgrad.accumulate, old_stages,
-                          queue);
+                          place, queue);
   }
   __device__ __forceinline__ void side_work(int, int) const {}
 

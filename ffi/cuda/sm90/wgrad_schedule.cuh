@@ -33,14 +33,13 @@ __device__ __forceinline__ int32_t wgrad_width(int64_t out_columns, int64_t colu
 // in the next, and the last turn is of short tiles. old_stages(width): of a tile.
 template <typename Shape, typename OldStages>
 __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_rows, int64_t out_columns,
-                                               bool skip_empty, const OldStages& old_stages,
+                                               bool skip_empty, const OldStages& old_stages, int32_t cluster,
                                                TileQueue<Shape>& queue) {
   const int64_t rank = cluster_rank();
   const int64_t rows = (out_rows + kTileRows - 1) / kTileRows;
   const int64_t columns = (out_columns + Shape::kMaxWidth - 1) / Shape::kMaxWidth;
   const int64_t per_group = (rows * columns + 1) / 2;
   const int64_t clusters = gridDim.x / 2;
-  const int64_t cluster = blockIdx.x / 2;
   for (int64_t turn = 0; turn * clusters < map.G * per_group; ++turn) {
     const int64_t id = turn * clusters + (turn % 2 == 0 ? cluster : clusters - 1 - cluster);
     if (id >= map.G * per_group) continue;

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Op(IntEnum):
@@ -108,15 +109,33 @@ class Activation(NamedTuple):
         """Columns of the result for h with `columns`; an odd count is left to the core to refuse."""
         return columns // 2 if self.gated else columns
 
+    def check_columns(self, name: str, shape: Sequence[Any], weight_layout: int) -> None:
+        """ValueError if the weight `name` before this activation makes no pairs of gate and up; symbols pass.
+
+        Here, because the core only sees what that weight made, which no caller has given.
+        """
+        columns = shape[1 + weight_layout]
+        if self.gated and type(columns) is int and columns % 2:
+            wanted = "[G, K, 2F]" if weight_layout else "[G, 2F, K]"
+            raise ValueError(
+                f"{name} must be {wanted}, with as many columns of up as of gate; got {list(shape)}. "
+                'Without a gate pass activation="squared_relu".'
+            )
+
     def options(self, tail: int) -> Options:
         """As the core reads it."""
         return Options(tail=tail, **self._asdict())
 
 
+def activation_kind(argument: str, name: str) -> int:
+    """The number of an activation, given as `argument`; ValueError for an unknown name."""
+    return _look_up(argument, ACTIVATIONS, name)
+
+
 def activation_options(kind: str, gate_layout: str, alpha: float, limit: float, offset: float) -> Activation:
     """The activation of these names and numbers; ValueError for an unknown name."""
     return Activation(
-        _look_up("kind", ACTIVATIONS, kind),
+        activation_kind("kind", kind),
         _look_up("gate_layout", _GATE_LAYOUTS, gate_layout),
         float(alpha),
         float(limit),

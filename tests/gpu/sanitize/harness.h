@@ -90,6 +90,7 @@ void check_cuda(int error, const char* what);
 #define SANITIZE_CUDA(call) ::sanitize::check_cuda(static_cast<int>(call), #call)
 
 // The suites.
+void halves_suite(Report& report, bool quick);
 void mm_suite(Report& report, bool quick);
 void wgrad_suite(Report& report, bool quick);
 void bias_grad_suite(Report& report, bool quick);

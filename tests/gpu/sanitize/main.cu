@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA backend through its C interface, without a framework, so that compute-sanitizer sees every byte:
-// plain cudaMalloc, guards around every buffer, NaN in every output and tail, an fp64 reference on the host.
+// The CUDA backend through its C interface (halves.cu looks inside), without a framework, so that
+// compute-sanitizer sees every byte: plain cudaMalloc, guards around every buffer, NaN in every output and
+// tail, an fp64 reference on the host.
 //
 //   grouped_sanitize [--quick]      --quick: a minute even under racecheck
 #include <cstring>
@@ -14,6 +15,7 @@ int main(int argc, char** argv) {
     return 1;
   }
   sanitize::Report report;
+  sanitize::halves_suite(report, quick);
   sanitize::mm_suite(report, quick);
   sanitize::wgrad_suite(report, quick);
   sanitize::bias_grad_suite(report, quick);

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Whether the halves of L2 are found, and the places of a launch follow from them.
+#include <algorithm>
+#include <cstdio>
+
+#include "harness.h"
+#include "sm90/halves.h"
+
+namespace sanitize {
+namespace {
+
+using grouped::cuda::sm90::ClusterPlaces;
+using grouped::cuda::sm90::kMaxPairs;
+
+void check_places(Report& report, const ClusterPlaces& found, int pairs, int clusters, bool must_know) {
+  if (found.arrived[0] != 0 || found.arrived[1] != 0) report.fail("somebody has arrived already");
+  const uint8_t* halves = found.half_of_pair;
+  const int first_half = static_cast<int>(std::count(halves, halves + pairs, 0));
+  if (std::any_of(halves, halves + kMaxPairs, [](uint8_t half) { return half > 1; }))
+    report.fail("a half that is neither 0 nor 1");
+  if (found.first_half < 0 || found.first_half > clusters) report.fail("more places than clusters");
+  if (!must_know) return;
+  if (first_half < pairs * 3 / 10 || first_half > pairs * 7 / 10)
+    report.fail(std::to_string(first_half) + " of " + std::to_string(pairs) + " pairs in the first half");
+  if (found.first_half != first_half * clusters / pairs)
+    report.fail(std::to_string(found.first_half) + " places of " + std::to_string(clusters) + " for them");
+}
+
+}  // namespace
+
+// A tool that watches every access makes latencies long, so there (`quick`) halves need not be found.
+void halves_suite(Report& report, bool quick) {
+  cudaDeviceProp device = {};
+  if (cudaGetDeviceProperties(&device, 0) != cudaSuccess || device.major != 9 || device.minor != 0) return;
+  const int pairs = device.multiProcessorCount / 2;
+  report.begin_suite("halves of L2");
+  ClusterPlaces* memory = nullptr;
+  (void)cudaMalloc(&memory, sizeof(ClusterPlaces));
+  for (const int clusters : {pairs, pairs, 1, 7}) {
+    report.begin_case(std::to_string(clusters) + " clusters");
+    (void)cudaMemset(memory, 0xff, sizeof(ClusterPlaces));
+    const grouped::Launch launch = {nullptr, nullptr, memory, 0, false};
+    const grouped::Status status = grouped::cuda::sm90::prepare_places(clusters, launch, memory);
+    if (!status.ok()) report.fail(status.message());
+    ClusterPlaces found = {};
+    if (cudaMemcpy(&found, memory, sizeof found, cudaMemcpyDeviceToHost) != cudaSuccess)
+      report.fail("no copy back");
+    check_places(report, found, pairs, clusters, !quick);
+    report.end_case();
+  }
+  (void)cudaFree(memory);
+  report.end_suite();
+}
+
+}  // namespace sanitize

@@ -5,6 +5,10 @@ On a GPU the device is idle when a sample begins, and a sample is short enough t
 host waits for nothing; 8 groups of 256 rows, 256 x 256, bf16. On a CPU the product itself is in the time, and is made
 as small as it can be: 8 groups of one row, 8 x 8, f32.
 
+Rows that begin with "floor" do none of our work: new memory for a result, and what torch's engine takes for a view, for
+an autograd.Function without content and for one nn.Linear. They tell what is left of a number to whoever would lower
+it, and how fast the host is, on which every number here depends.
+
 Samples of all candidates are interleaved; a number is the median, with the least beside it. Exits 1 if a goal of the
 project is missed on a GPU. `--json FILE` keeps the numbers.
 """
@@ -34,6 +38,16 @@ SAMPLES, CALLS = 60, 40
 GOALS = {"functional.grouped_mm": 15.0, "GroupedLinear, forward and backward": 60.0}
 
 
+class _NoContent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> torch.Tensor:
+        return dy
+
+
 class Problem:
     """Operands of one size on one device, and the calls that are measured."""
 
@@ -58,10 +72,12 @@ class Problem:
         """By name; "installed" is torch's own function on the core."""
         x, w, sizes, offs, leaf, parameter = self.x, self.weight, self.sizes, self.offs, self.leaf, self.parameter
         w_t, parameter_t = w.mT, parameter.mT
+        one_layer = self.layers[0]
+        new = {"dtype": x.dtype, "device": x.device}
 
         def backward(y: torch.Tensor) -> None:
             y.backward(self.dy)
-            leaf.grad = parameter.grad = self.module.weight.grad = None
+            leaf.grad = parameter.grad = self.module.weight.grad = one_layer.weight.grad = None
 
         def loop() -> None:
             parts = leaf.split(self.rows)
@@ -96,6 +112,10 @@ class Problem:
                 F.grouped_mm(leaf, parameter_t, offs=offs)
             ),
             "loop of nn.Linear, forward and backward": loop,
+            "floor: torch.empty": _no_grad(lambda: torch.empty(x.shape, **new)),
+            "floor: a view, forward and backward": lambda: backward(leaf.view(leaf.shape)),
+            "floor: a Function without content, forward and backward": lambda: backward(_NoContent.apply(leaf)),
+            "floor: one nn.Linear, forward and backward": lambda: backward(one_layer(leaf)),
         }
 
 
@@ -153,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     costs = measure(device, arguments.samples)
     for name, cost in costs.items():
-        print(f"{name:50} {cost['median_us']:8.1f} us   least {cost['least_us']:8.1f}")
+        print(f"{name:56} {cost['median_us']:8.1f} us   least {cost['least_us']:8.1f}")
     missed = [name for name, goal in GOALS.items() if costs[name]["median_us"] >= goal]
     if arguments.json is not None:
         record = {"unit": "us of host time a call", "machine": describe(device), "goals_us": GOALS, "cases": costs}

@@ -38,11 +38,11 @@ def apply(function: Any, inputs: tuple[Tensor | None, ...], *others: Any) -> Any
       others: the rest.
     """
     if is_eager():
-        return apply_eagerly(function, needs_graph(*inputs), *inputs, *others)
+        return apply_eagerly(function, needs_graph(*inputs), (*inputs, *others))
     return function.apply(*inputs, *others)
 
 
-def apply_eagerly(function: Any, graph: bool, *inputs: Any) -> Any:
+def apply_eagerly(function: Any, graph: bool, inputs: tuple) -> Any:
     """`apply` for who knows already that it is eager, and whether autograd needs a graph."""
     if not graph:
         return function.forward(*inputs)
@@ -182,6 +182,10 @@ class GroupedActivationFunction(torch.autograd.Function):
         """Writes the result into `out`, or into memory of its own with a zeroed tail."""
         choice = Activation(kind, gate_layout, alpha, limit, offset)
         y = out
+        if y is None and dgrad_out is None and is_eager():
+            y = _fresh.try_activation(h, group_sizes, row_scale, choice, zero_tail=True)
+            if y is not None:
+                return y
         if y is None:
             y = h.new_empty(h.shape[0], choice.width(h.shape[1])) if h.dim() == 2 else h.new_empty(0, 0)
         _ops.activation(h, group_sizes, row_scale, y, dgrad_out, *choice, out is None)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results in new memory. In plain eager mode one native call makes the tensor and fills it.
 
-`eager` is what `_direct.is_eager()` says; a public function asks once. What the native call does not serve, a broken
-rule included, goes the way of _ops.py with memory made here: the same bits and words.
+`eager` is what `_direct.is_eager()` says, which must hold where a function's name begins with "try". What the native
+call does not serve, a broken rule included, goes the way of _ops.py: the same bits and words.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grouped_core import Op, other_layout
+from grouped_core import Activation, Op, other_layout
 from torch_grouped import _direct, _ops
 
 # Plain ints and looked-up options: each lookup of an enumeration or in a cache is paid in every call.
-_MM, _WGRAD = int(Op.MM), int(Op.WGRAD)
+_MM, _WGRAD, _ACTIVATION = int(Op.MM), int(Op.WGRAD), int(Op.ACTIVATION)
+_TAIL_KEPT = (_ops._options(0, False), _ops._options(1, False))
 _BY_SIZES = (_ops._options(0, True), _ops._options(1, True))
 _BY_ENDS = (_ops._options(0, True, ends=True), _ops._options(1, True, ends=True))
 _GNK, _GKN = 0, 1
@@ -78,6 +79,43 @@ def wgrad(x: Tensor, dy: Tensor, group_sizes: Tensor, weight_layout: int, *, eag
     dweight = dy.new_empty(group_sizes.shape[0], *(columns[::-1] if weight_layout == _GKN else columns))
     _ops.wgrad(x, dy, group_sizes, dweight, weight_layout, False)
     return dweight
+
+
+def try_activation(
+    h: Tensor, group_sizes: Tensor, row_scale: Tensor | None, choice: Activation, *, zero_tail: bool
+) -> Tensor | None:
+    """``activation(h) * row_scale``; None as `try_linear`."""
+    calls = _direct.calls
+    if calls is None:
+        return None
+    options = _ops._activation_options(*choice, zero_tail)
+    return calls.create(_ACTIVATION, (h, group_sizes, row_scale), options, torch.get_num_threads(), _AS_IT_IS)
+
+
+def try_mlp(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc2_weight: Tensor,
+    group_sizes: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_bias: Tensor | None,
+    row_scale: Tensor | None,
+    weight_layout: int,
+    choice: Activation,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """y, and fc1's result and the activation with tails as memory was; None as `try_linear`."""
+    calls = _direct.calls
+    if calls is None:
+        return None
+    fc1 = (x, fc1_weight, group_sizes, fc1_bias, None)
+    h = calls.create(_MM, fc1, _TAIL_KEPT[weight_layout], torch.get_num_threads(), _AS_IT_IS)
+    if h is None:
+        return None
+    a = try_activation(h, group_sizes, row_scale, choice, zero_tail=False)
+    if a is None:
+        return None
+    y = try_linear(a, fc2_weight, group_sizes, fc2_bias, None, weight_layout)
+    return None if y is None else (y, h, a)
 
 
 def try_product(rows: Tensor, matrices: Tensor, offs: Tensor | None, bias: Tensor | None) -> Tensor | None:

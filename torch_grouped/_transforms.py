@@ -105,7 +105,7 @@ def first_derivative_only(backward: Backward) -> Backward:
 
     @functools.wraps(backward)
     def with_refusal(ctx: Any, *incoming: Tensor | None) -> tuple:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return backward(ctx, *incoming)
         return _Gradients.apply(backward, ctx, len(incoming), *incoming, *ctx.saved_tensors)
 

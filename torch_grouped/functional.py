@@ -108,30 +108,33 @@ def linear_with(
     layout = weight_layout_code(weight_layout)
     eager = is_eager()
     graph = eager and needs_graph(x, weight, bias, row_scale)
+    has_buffers = not (out is None and dgrad_out is None and wgrad_out is None)
     if not eager or may_autocast():
         refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out, wgrad_out=wgrad_out)
         x, weight, bias, row_scale = autocast_operands(x, weight, vectors=(bias, row_scale))
-    elif not graph and out is None and dgrad_out is None and wgrad_out is None:
+    elif not graph and not has_buffers:
         # The rest would find nothing to do. It takes what this does not, host sizes and mistakes among it.
         y = _fresh.try_linear(x, weight, group_sizes, bias, row_scale, layout)
         if y is not None:
             return y
-    arguments = (
+    if has_buffers:
+        out, dgrad_out, wgrad_out = _detached(out), _detached(dgrad_out), _detached(wgrad_out)
+    inputs = (
         x,
         weight,
         bias,
         row_scale,
         on_device(group_sizes, x.device),
-        _detached(out),
-        _detached(dgrad_out),
-        _detached(wgrad_out),
+        out,
+        dgrad_out,
+        wgrad_out,
         accumulate_wgrad,
         layout,
         take_wgrad,
     )
     if eager:
-        return apply_eagerly(GroupedLinearFunction, graph, *arguments)
-    return _apart_from(out, GroupedLinearFunction.apply(*arguments))
+        return apply_eagerly(GroupedLinearFunction, graph, inputs)
+    return _apart_from(out, GroupedLinearFunction.apply(*inputs))
 
 
 def grouped_activation(

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "doors/operation_call.h"
 
+#include "core/activation_math.h"
+#include "core/rules.h"
+
 namespace grouped::doors {
 namespace {
 
@@ -14,6 +17,13 @@ int32_t finish(int32_t op, int32_t (*function)(const Args*, const grouped_launch
 }
 
 }  // namespace
+
+bool is_buffer(int32_t op, int32_t place) {
+  const OperationRule* rule = rule_of(op);
+  return rule != nullptr && place >= 0 && place < rule->count && rule->arguments[place].buffer;
+}
+
+bool has_gate(const Options& options) { return is_gated(options.activation.kind); }
 
 int32_t call_operation(int32_t op, const grouped_tensor* const* t, const Options& o,
                        const grouped_launch* launch, grouped_status* status, const WorkspaceSource* source) {

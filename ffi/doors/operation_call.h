@@ -18,6 +18,12 @@ struct Options {
   grouped_activation_options activation = {};
 };
 
+// Whether the rules for buffers apply to argument `place` of `op`.
+bool is_buffer(int32_t op, int32_t place);
+
+// Whether h has a gate, and so twice the columns of the result.
+bool has_gate(const Options& options);
+
 // With a null launch the rules are checked and nothing runs. With a source the launch brings no workspace.
 int32_t call_operation(int32_t op, const grouped_tensor* const* tensors, const Options& options,
                        const grouped_launch* launch, grouped_status* status,

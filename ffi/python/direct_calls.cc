@@ -86,6 +86,7 @@ class DimsByLetter {
       if (letters == nullptr) break;
       for (int32_t d = 0; tensors[i] != nullptr && d < tensors[i]->rank && letters[d] != '\0'; ++d) {
         value_[letters[d] - 'A'] = tensors[i]->shape[d];
+        if (letters[d] == 'H') value_['F' - 'A'] = tensors[i]->shape[d] / (doors::has_gate(options) ? 2 : 1);
       }
     }
   }
@@ -177,12 +178,18 @@ bool DirectCalls::read(const nb::tuple& tensors, Arguments* arguments) const {
     const nb::handle item = tensors[i];
     if (!item.is_none() && !read_one(item, i, arguments)) return false;
   }
-  return count > 0 && arguments->list[0] != nullptr;
+  if (count == 0 || arguments->list[0] == nullptr) return false;
+  for (int i = 1; i < count; ++i) {
+    // Sizes in host memory are common, and refused later only after a result has been allocated.
+    if (arguments->list[i] != nullptr && arguments->list[i]->device != arguments->list[0]->device)
+      return false;
+  }
+  return true;
 }
 
-void DirectCalls::read_flags(const nb::tuple& tensors, Arguments* arguments) const {
-  for (size_t i = 0; i < nb::len(tensors); ++i) {
-    if (arguments->list[i] == nullptr) continue;
+void DirectCalls::read_flags(int32_t op, const nb::tuple& tensors, Arguments* arguments) const {
+  for (int i = 0; i < static_cast<int>(nb::len(tensors)); ++i) {
+    if (arguments->list[i] == nullptr || !doors::is_buffer(op, i)) continue;
     const nb::object flag = nb::steal(PyObject_GetAttr(nb::handle(tensors[i]).ptr(), requires_grad_.ptr()));
     if (flag.is(Py_True)) arguments->storage[i].flags = GROUPED_TENSOR_REQUIRES_GRAD;
   }
@@ -207,7 +214,7 @@ bool DirectCalls::launch(int32_t op, const Arguments& arguments, const doors::Op
 bool DirectCalls::check(int32_t op, const nb::tuple& tensors, const nb::tuple& options) const {
   Arguments arguments;
   if (!read(tensors, &arguments)) return false;
-  read_flags(tensors, &arguments);
+  read_flags(op, tensors, &arguments);
   return doors::call_operation(op, arguments.list, read_options(options), nullptr, nullptr) == GROUPED_OK;
 }
 
@@ -215,7 +222,7 @@ bool DirectCalls::run(int32_t op, const nb::tuple& tensors, const nb::tuple& opt
                       int32_t num_threads) const {
   Arguments arguments;
   if (!read(tensors, &arguments)) return false;
-  read_flags(tensors, &arguments);
+  read_flags(op, tensors, &arguments);
   return launch(op, arguments, read_options(options), num_threads);
 }
 

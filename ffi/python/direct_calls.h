@@ -41,7 +41,8 @@ class DirectCalls {
   bool is_served(nanobind::handle tensor) const;
   bool read_one(nanobind::handle tensor, int place, Arguments* arguments) const;
   bool read(const nanobind::tuple& tensors, Arguments* arguments) const;
-  void read_flags(const nanobind::tuple& tensors, Arguments* arguments) const;
+  // Whether the buffers among them require grad, which nothing may that is written into.
+  void read_flags(int32_t op, const nanobind::tuple& tensors, Arguments* arguments) const;
   bool launch(int32_t op, const Arguments& arguments, const doors::Options& options,
               int32_t num_threads) const;
 

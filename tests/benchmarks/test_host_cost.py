@@ -33,6 +33,16 @@ def test_every_candidate_runs_on_what_it_names():
         assert torch_grouped.installed() == ()
 
 
+def test_floors_leave_no_gradient_behind():
+    problem = host_cost.Problem(torch.device("cpu"))
+    floors = [function for name, function in problem.candidates().items() if name.startswith("floor")]
+    assert len(floors) == 4
+    for function in floors:
+        function()
+    leaves = (problem.leaf, problem.parameter, problem.module.weight, *(layer.weight for layer in problem.layers))
+    assert all(leaf.grad is None for leaf in leaves)
+
+
 def test_goals_are_of_candidates():
     assert set(host_cost.GOALS) <= set(host_cost.Problem(torch.device("cpu")).candidates())
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from cases import BY_NAME
-from problems import linear_problem
+from problems import activation_problem, linear_problem
 from test_ops import WRITTEN, arguments_of, spoiled
 from test_ops import every_core_op as every_op
 from tolerances import assert_bits
@@ -22,7 +22,7 @@ from torch_calls import leaves, to_numpy, to_torch
 
 from grouped_core import DirectCalls, Op, call_count
 from torch_grouped import _direct, _ops
-from torch_grouped.functional import grouped_linear, grouped_mm
+from torch_grouped.functional import grouped_activation, grouped_linear, grouped_mlp, grouped_mm
 
 OPERATORS = torch.ops.grouped_ffi
 
@@ -257,6 +257,28 @@ def test_new_results_are_made_natively(problem, direct, monkeypatch, with_grad):
     assert len(direct.served) == len(direct.created)
     assert (call_count(Op.MM) - counts[0], call_count(Op.WGRAD) - counts[1]) == ((8, 4) if with_grad else (4, 0))
     assert all(y.untyped_storage().resizable() and y.is_contiguous() for y in found[:4])
+    monkeypatch.setattr(_direct, "calls", None)
+    for f, e in zip(found, results(), strict=True):
+        assert_bits(to_numpy(f), to_numpy(e))
+
+
+@pytest.mark.parametrize("kind", ["clamped_swiglu", "squared_relu"])
+def test_activation_and_mlp_are_made_natively(rng, direct, monkeypatch, kind):
+    acted = activation_problem(rng, BY_NAME["tail"], "f32", kind)
+    h, row_scale = map(to_torch, acted.inputs.values())
+    sizes, width = to_torch(acted.sizes), h.shape[1]
+    fc1, fc2 = torch.rand(len(sizes), width, 12) - 0.5, torch.rand(len(sizes), 5, acted.dy.shape[1]) - 0.5
+    x = torch.rand(h.shape[0], 12) - 0.5
+
+    def results():
+        return (
+            grouped_activation(h, sizes, kind, row_scale=row_scale),
+            grouped_mlp(x, fc1, fc2, sizes, activation=kind, row_scale=row_scale),
+        )
+
+    found = results()
+    assert direct.created == [Op.ACTIVATION, Op.MM, Op.ACTIVATION, Op.MM]
+    assert all(direct.served)
     monkeypatch.setattr(_direct, "calls", None)
     for f, e in zip(found, results(), strict=True):
         assert_bits(to_numpy(f), to_numpy(e))

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from grouped_core import Activation, activation_options
-from torch_grouped._autocast import autocast_probs
 from torch_grouped._rows import as_rows, in_form_of
 from torch_grouped._sizes import GroupSizes
 from torch_grouped.functional import grouped_activation
@@ -94,7 +93,7 @@ class GroupedActivation(nn.Module):
             h,
             m_splits,
             self.kind,
-            row_scale=autocast_probs(h, None if probs is None else probs.reshape(-1)),
+            row_scale=None if probs is None else probs.reshape(-1),
             gate_layout=self.gate_layout,
             alpha=self.alpha,
             limit=self.limit,

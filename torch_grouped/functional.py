@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grouped_core import activation_options, weight_layout_code
 from torch_grouped import _fresh
-from torch_grouped._autocast import autocast_operands
+from torch_grouped._autocast import autocast_operands, autocast_probs
 from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction, apply, apply_eagerly, needs_graph
 from torch_grouped._buffers import apart_from as _apart_from
 from torch_grouped._buffers import detached as _detached
@@ -179,5 +179,6 @@ def grouped_activation(
     choice = activation_options(kind, gate_layout, alpha, limit, offset)
     refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out)
     sizes = on_device(group_sizes, h.device)
+    row_scale = autocast_probs(h, row_scale)
     y = apply(GroupedActivationFunction, (h, row_scale), sizes, _detached(out), _detached(dgrad_out), *choice)
     return _apart_from(out, y)

@@ -174,25 +174,23 @@ class WithoutTail(TorchGrouped):
         return call
 
 
-class OwnMemory(WithoutTail):
-    """Forward without a buffer: the result is allocated, and its tail filled with zeros."""
+class OwnMemory(TorchGrouped):
+    """Forward without a buffer, where there is a tail: the result is allocated, and its tail filled with zeros."""
 
     name = family = "torch_grouped without a buffer"
+    role = BOUND
 
     def memory(self, problem: Problem) -> int:
         return 2 * problem.nbytes("TN")
 
     def declines(self, case: Case, device: torch.device) -> str | None:
-        return super().declines(case, device) or (None if case.op == FWD else "forward alone")
+        is_served = (case.op, case.draw) == (FWD, TAIL)
+        return super().declines(case, device) or (None if is_served else "forward with a tail alone")
 
-    def prepare(self, problem: Problem) -> Call:
+    def fwd(self, p: Problem) -> Call:
         from torch_grouped.functional import grouped_linear
 
-        def run(i: int) -> Tensor:
-            s = problem.set(i)
-            return grouped_linear(s.x, s.w, problem.sizes)
-
-        return Call(run)
+        return Call(lambda i: grouped_linear(p.set(i).x, p.set(i).w, p.sizes))
 
 
 def missing_cuda(device: torch.device) -> str | None:

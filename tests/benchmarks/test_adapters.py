@@ -106,6 +106,13 @@ def test_without_the_tail_the_same_is_computed(op):
     assert "there is no tail" in str(peer.declines(_problem(op, EVEN, "f32").case, CPU))
 
 
+@pytest.mark.parametrize(("op", "draw"), [("dgrad", TAIL), ("wgrad", EVEN), ("fwd", EVEN)])
+def test_without_a_buffer_is_measured_where_its_tail_is_what_differs(op, draw):
+    (peer,) = (p for p in registry.all_peers() if p.name == "torch_grouped without a buffer")
+    with pytest.raises(Skip, match="forward with a tail alone"):
+        peer.prepare(_problem(op, draw, "f32"))
+
+
 def test_others_decline_a_tail():
     case = _problem("fwd", TAIL, "bf16").case
     accepting = {p.name for p in registry.all_peers() if p.declines(case, CPU) is None}

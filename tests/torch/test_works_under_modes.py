@@ -21,7 +21,7 @@ from torch_calls import leaves, to_numpy, to_torch
 
 from grouped_core import Op, call_count
 from torch_grouped import GroupedLinear, GroupedMLP, ScaledSwiGLU, Sequential, _nvtx
-from torch_grouped.functional import grouped_linear, grouped_mlp
+from torch_grouped.functional import grouped_activation, grouped_linear, grouped_mlp
 
 CASE = BY_NAME["empty_middle"]
 OPERATIONS = ["linear", "mlp"]
@@ -137,6 +137,13 @@ def test_autocast_through_modules(rng, probs_dtype):
             found.append((to_numpy(y.detach()), to_numpy(d_probs)))
         for in_one_step, in_turn in zip(*found, strict=True):
             assert_bits(in_one_step, in_turn)
+
+
+def test_autocast_takes_a_row_scale_of_the_other_16_bits(rng):
+    h, scale, sizes = torch.randn(6, 8).bfloat16(), torch.rand(6).half(), torch.tensor([2, 0, 3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = grouped_activation(h, sizes, row_scale=scale)
+    assert_bits(to_numpy(y), to_numpy(grouped_activation(h, sizes, row_scale=scale.bfloat16())))
 
 
 def test_probs_of_the_other_16_bits_are_refused_without_autocast():

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems of problems.py through torch_grouped: numpy in, numpy out."""
+"""Problems of problems.py through torch_grouped: numpy in, numpy out.
+
+GROUPED_TEST_DEVICE=cuda sends them to a GPU, for the modules of tests/torch that ask for DEVICE.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ml_dtypes
@@ -13,20 +17,22 @@ from problems import ActivationProblem, LinearProblem
 
 from torch_grouped.functional import grouped_activation, grouped_linear
 
+DEVICE = torch.device(os.environ.get("GROUPED_TEST_DEVICE", "cpu"))
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def to_torch(a: NDArray) -> torch.Tensor:
     """A copy; bf16 by its bits, because torch does not know numpy's."""
     a = np.array(a, order="C")
-    return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if a.dtype == _BF16 else torch.from_numpy(a)
+    t = torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if a.dtype == _BF16 else torch.from_numpy(a)
+    return t.to(DEVICE)
 
 
 def to_numpy(t: torch.Tensor | None) -> NDArray:
     """A copy, bit for bit. None is what .grad is where backward left nothing."""
     if t is None:
         raise AssertionError("there is no tensor, only None: did backward leave no gradient?")
-    t = t.detach().clone().contiguous()
+    t = t.detach().clone().contiguous().cpu()
     return t.view(torch.int16).numpy().view(_BF16) if t.dtype == torch.bfloat16 else t.numpy()
 
 

@@ -30,6 +30,7 @@ LOGS = Path(os.environ.get("GROUPED_GPU_LOGS", package.FOLDER / "logs"))
 SANITIZERS = (("memcheck", ""), ("racecheck", ""), ("racecheck", "turns"), ("synccheck", "turns"))
 # Each configuration of the Hopper kernels in turn, and what serves other shapes and GPUs.
 FORCED = ("turns", "share", "portable")
+MODES = tuple(f"tests/torch/test_works_under_{name}.py" for name in ("compile", "modes", "transforms"))
 CAPTURED = tuple(f"tests/gpu/test_{name}.py" for name in ("capture", "jax_graphs", "torch_graphs"))
 
 
@@ -61,9 +62,9 @@ def environment() -> dict[str, str]:
     }
 
 
-def run_pytest(paths: tuple[str, ...] = ("tests/gpu",), kernels: str = "") -> dict:
-    """`kernels`: for GROUPED_TEST_KERNELS."""
-    report = LOGS / f"pytest{kernels and '-'}{kernels}.xml"
+def run_pytest(paths: tuple[str, ...] = ("tests/gpu",), **switches: str) -> dict:
+    """`switches`: kernels=... for GROUPED_TEST_KERNELS and so on."""
+    report = LOGS / f"{'-'.join(['pytest', *switches.values()])}.xml"
     command = [sys.executable, "-m", "pytest", *paths, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     # Most of the time is XLA compiling on the host, so several processes share the GPU. Warnings of frameworks in
     # other versions than the CPU suite's are not ours to fail on.
@@ -71,7 +72,7 @@ def run_pytest(paths: tuple[str, ...] = ("tests/gpu",), kernels: str = "") -> di
     code = subprocess.run(
         [*command, "-n", workers, "-W", "default"],
         cwd=ROOT,
-        env={**environment(), "GROUPED_TEST_KERNELS": kernels},
+        env={**environment(), **{f"GROUPED_TEST_{name.upper()}": value for name, value in switches.items()}},
     ).returncode
     suite = next(ElementTree.parse(report).getroot().iter("testsuite"))
     failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
@@ -127,7 +128,8 @@ def main() -> int:
 
     run("contract (pytest)", run_pytest)
     # What is launched besides for large problems, in small ones that are captured.
-    run("captured, turns", lambda: run_pytest(CAPTURED, "turns"))
+    run("captured, turns", lambda: run_pytest(CAPTURED, kernels="turns"))
+    run("torch's modes", lambda: run_pytest(MODES, device="cuda"))
     # Each is one thread and leaves most of the GPU idle, so they run side by side.
     executables = [
         ("executable", None, ""),

@@ -14,7 +14,7 @@ from tolerances import assert_bits
 from torch._dynamo.exc import TorchRuntimeError
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
-from torch_calls import leaves, to_numpy, to_torch
+from torch_calls import DEVICE, leaves, to_numpy, to_torch
 
 from torch_grouped import (
     GRAD_INPUT_BUFFER_KEY,
@@ -105,7 +105,7 @@ def test_only_what_is_needed_is_saved_compiled(rng):
 def test_dgrad_out_is_handed_upstream_without_a_copy(rng):
     problem = mlp_problem(rng, CASE, "f32")
     inputs, seen = leaves(problem.inputs), []
-    dgrad_out = torch.full(problem.inputs["x"].shape, SENTINEL)
+    dgrad_out = torch.full(problem.inputs["x"].shape, SENTINEL, device=DEVICE)
 
     @torch.compile(fullgraph=True)
     def plain(inputs, sizes, dgrad_out):
@@ -119,19 +119,24 @@ def test_dgrad_out_is_handed_upstream_without_a_copy(rng):
 
 def test_new_sizes_and_row_counts_do_not_recompile(rng):
     counter = CompileCounterWithBackend("aot_eager")
-    module = GroupedMLP(3, 8, 6)
+    module = GroupedMLP(3, 8, 6, device=DEVICE)
     compiled = torch.compile(module, fullgraph=True, backend=counter)
 
     def call(T, sizes):
-        x, probs, out, dgrad_out = torch.randn(T, 8), torch.rand(T), torch.full((T, 8), 7.0), torch.full((T, 8), 7.0)
+        x, probs, out, dgrad_out = (
+            torch.randn(T, 8, device=DEVICE),
+            torch.rand(T, device=DEVICE),
+            torch.full((T, 8), 7.0, device=DEVICE),
+            torch.full((T, 8), 7.0, device=DEVICE),
+        )
         for t in (x, probs, out, dgrad_out):
             torch._dynamo.mark_dynamic(t, 0)
         x.requires_grad_()
-        y = compiled(x, torch.tensor(sizes), probs, out=out, dgrad_out=dgrad_out)
+        y = compiled(x, torch.tensor(sizes, device=DEVICE), probs, out=out, dgrad_out=dgrad_out)
         y.sum().backward()
         S = sum(sizes)
         expected = x.detach().clone().requires_grad_()
-        plain = module(expected, torch.tensor(sizes), probs)
+        plain = module(expected, torch.tensor(sizes, device=DEVICE), probs)
         plain.sum().backward()
         assert_bits(to_numpy(out)[:S], to_numpy(plain)[:S])
         assert_bits(to_numpy(dgrad_out)[:S], to_numpy(expected.grad)[:S])
@@ -149,15 +154,23 @@ def test_new_sizes_and_row_counts_do_not_recompile(rng):
 @pytest.mark.parametrize("keys", ["indices", "modules", None])
 @pytest.mark.parametrize("inner", [False, True], ids=["as_one", "in_turn"])
 def test_container(rng, keys, inner):
-    fc1, activation, fc2 = GroupedLinear(3, 8, 12), ScaledSwiGLU(), GroupedLinear(3, 6, 8)
+    fc1, activation, fc2 = GroupedLinear(3, 8, 12, device=DEVICE), ScaledSwiGLU(), GroupedLinear(3, 6, 8, device=DEVICE)
     container = Sequential(fc1, activation, fc2)
-    x, sizes, probs = torch.randn(10, 8), torch.tensor([4, 0, 5]), torch.rand(10)
+    x, sizes, probs = (
+        torch.randn(10, 8, device=DEVICE),
+        torch.tensor([4, 0, 5], device=DEVICE),
+        torch.rand(10, device=DEVICE),
+    )
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(container, fullgraph=True, backend=counter)
     first, last = (fc1, fc2) if keys == "modules" else (0, -1)
 
     def run(function):
-        out, dgrad_out, h = torch.full((10, 8), 7.0), torch.full((10, 8), 7.0), torch.full((10, 12), 7.0)
+        out, dgrad_out, h = (
+            torch.full((10, 8), 7.0, device=DEVICE),
+            torch.full((10, 8), 7.0, device=DEVICE),
+            torch.full((10, 12), 7.0, device=DEVICE),
+        )
         op_kwargs: Any = None
         if keys is not None:
             op_kwargs = {first: {GRAD_INPUT_BUFFER_KEY: dgrad_out}, last: {OUTPUT_BUFFER_KEY: out}}
@@ -175,12 +188,14 @@ def test_container(rng, keys, inner):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("module", [GroupedMLP(3, 8, 6), GroupedLinear(3, 8, 6)], ids=["mlp", "linear"])
+@pytest.mark.parametrize(
+    "module", [GroupedMLP(3, 8, 6, device=DEVICE), GroupedLinear(3, 8, 6, device=DEVICE)], ids=["mlp", "linear"]
+)
 def test_autocast_inside_compile(module):
-    x, sizes = torch.randn(10, 8), torch.tensor([4, 0, 5])
+    x, sizes = torch.randn(10, 8, device=DEVICE), torch.tensor([4, 0, 5], device=DEVICE)
 
     def run(x):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
             return module(x, sizes)
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
@@ -196,8 +211,8 @@ def test_autocast_inside_compile(module):
 
 
 def test_checkpoint_inside_compile():
-    module = GroupedMLP(3, 8, 6)
-    x, sizes = torch.randn(10, 8), torch.tensor([4, 0, 5])
+    module = GroupedMLP(3, 8, 6, device=DEVICE)
+    x, sizes = torch.randn(10, 8, device=DEVICE), torch.tensor([4, 0, 5], device=DEVICE)
 
     def run(x):
         return checkpoint(module, x, sizes, use_reentrant=False)
@@ -216,10 +231,14 @@ def test_checkpoint_inside_compile():
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("out", torch.ones(7, 8), "out must be [T=6, N=8] f32, contiguous, 16-byte aligned; got [7, 8] f32."),
-        ("dgrad_out", torch.ones(6, 5), "dgrad_out must be [T=6, K=4] f32"),
-        ("fc2_weight", torch.ones(2, 8, 9), "fc2_weight must be [G, N, K=8] f32; got [2, 8, 9] f32."),
-        ("fc1_wgrad_out", torch.ones(2, 8, 9), "fc1_wgrad_out must be [G=2, N=16, K=4] f32"),
+        (
+            "out",
+            torch.ones(7, 8, device=DEVICE),
+            "out must be [T=6, N=8] f32, contiguous, 16-byte aligned; got [7, 8] f32.",
+        ),
+        ("dgrad_out", torch.ones(6, 5, device=DEVICE), "dgrad_out must be [T=6, K=4] f32"),
+        ("fc2_weight", torch.ones(2, 8, 9, device=DEVICE), "fc2_weight must be [G, N, K=8] f32; got [2, 8, 9] f32."),
+        ("fc1_wgrad_out", torch.ones(2, 8, 9, device=DEVICE), "fc1_wgrad_out must be [G=2, N=16, K=4] f32"),
     ],
 )
 def test_mistakes_are_told_at_compile_time_in_the_cores_words(name, value, words, dynamic):
@@ -227,10 +246,10 @@ def test_mistakes_are_told_at_compile_time_in_the_cores_words(name, value, words
         raise AssertionError("the mistake was not seen while tracing")
 
     arguments: dict[str, Any] = {
-        "x": torch.ones(6, 4),
-        "fc1_weight": torch.ones(2, 16, 4),
-        "fc2_weight": torch.ones(2, 8, 8),
-        "group_sizes": torch.tensor([3, 2]),
+        "x": torch.ones(6, 4, device=DEVICE),
+        "fc1_weight": torch.ones(2, 16, 4, device=DEVICE),
+        "fc2_weight": torch.ones(2, 8, 8, device=DEVICE),
+        "group_sizes": torch.tensor([3, 2], device=DEVICE),
         name: value,
     }
     compiled = torch.compile(grouped_mlp, fullgraph=True, backend=never, dynamic=dynamic)
@@ -241,8 +260,13 @@ def test_mistakes_are_told_at_compile_time_in_the_cores_words(name, value, words
 
 def test_overlap_is_told_when_compiled_code_runs():
     compiled = torch.compile(grouped_mlp, fullgraph=True, backend="inductor")
-    buffer = torch.zeros(6, 4)
-    arguments = (torch.ones(6, 4), torch.ones(2, 16, 4), torch.ones(2, 4, 8), torch.tensor([3, 2]))
+    buffer = torch.zeros(6, 4, device=DEVICE)
+    arguments = (
+        torch.ones(6, 4, device=DEVICE),
+        torch.ones(2, 16, 4, device=DEVICE),
+        torch.ones(2, 4, 8, device=DEVICE),
+        torch.tensor([3, 2], device=DEVICE),
+    )
     with pytest.raises(ValueError, match=r"(out|dgrad_out) must not overlap (out|dgrad_out); got memory"):
         compiled(*arguments, out=buffer, dgrad_out=buffer)
 
@@ -265,27 +289,30 @@ class Exported(torch.nn.Module):
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_with_dynamic_rows(kind, strict):
     module = {
-        "linear": lambda: GroupedLinear(3, 8, 6),
-        "mlp": lambda: GroupedMLP(3, 8, 6),
-        "container": lambda: Sequential(GroupedLinear(3, 8, 6), torch.nn.Tanh()),
+        "linear": lambda: GroupedLinear(3, 8, 6, device=DEVICE),
+        "mlp": lambda: GroupedMLP(3, 8, 6, device=DEVICE),
+        "container": lambda: Sequential(GroupedLinear(3, 8, 6, device=DEVICE), torch.nn.Tanh()),
     }[kind]()
     wrapped = Exported(module)
     rows = torch.export.Dim("rows", min=2, max=4096)
     program = torch.export.export(
         wrapped,
-        (torch.randn(12, 8), torch.tensor([4, 0, 5])),
+        (torch.randn(12, 8, device=DEVICE), torch.tensor([4, 0, 5], device=DEVICE)),
         dynamic_shapes={"x": {0: rows}, "sizes": None},
         strict=strict,
     )
     run = program.module()
     for T, sizes in ((12, [4, 0, 5]), (30, [0, 30, 0]), (2, [0, 0, 0])):
-        x = torch.randn(T, 8)
-        assert_bits(to_numpy(run(x, torch.tensor(sizes))), to_numpy(module(x, torch.tensor(sizes))))
+        x = torch.randn(T, 8, device=DEVICE)
+        assert_bits(
+            to_numpy(run(x, torch.tensor(sizes, device=DEVICE))),
+            to_numpy(module(x, torch.tensor(sizes, device=DEVICE))),
+        )
 
 
 def test_export_with_a_buffer(tmp_path):
     """Saved to a file and loaded: the caller's memory is still what is written."""
-    module = GroupedMLP(3, 8, 6)
+    module = GroupedMLP(3, 8, 6, device=DEVICE)
 
     class WithOut(torch.nn.Module):
         def __init__(self) -> None:
@@ -295,12 +322,12 @@ def test_export_with_a_buffer(tmp_path):
         def forward(self, x: torch.Tensor, sizes: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
             return self.module(x, sizes, out=out) * 1
 
-    x, sizes = torch.randn(12, 8), torch.tensor([4, 0, 5])
+    x, sizes = torch.randn(12, 8, device=DEVICE), torch.tensor([4, 0, 5], device=DEVICE)
     with torch.no_grad():
-        program = torch.export.export(WithOut(), (x, sizes, torch.zeros(12, 8)))
+        program = torch.export.export(WithOut(), (x, sizes, torch.zeros(12, 8, device=DEVICE)))
     torch.export.save(program, str(tmp_path / "program.pt2"))
     run = torch.export.load(str(tmp_path / "program.pt2")).module()
-    out = torch.full((12, 8), 7.0)
+    out = torch.full((12, 8), 7.0, device=DEVICE)
     run(x, sizes, out)
     assert_bits(to_numpy(out)[:9], to_numpy(module(x, sizes))[:9])
     assert (out[9:] == 7).all()

@@ -17,7 +17,7 @@ from mlp_problems import mlp_problem
 from problems import linear_problem
 from tolerances import assert_bits
 from torch.utils.checkpoint import checkpoint
-from torch_calls import leaves, to_numpy, to_torch
+from torch_calls import DEVICE, leaves, to_numpy, to_torch
 
 from grouped_core import Op, call_count
 from torch_grouped import GroupedLinear, GroupedMLP, ScaledSwiGLU, Sequential, _nvtx
@@ -50,7 +50,7 @@ def test_autocast_is_a_cast_of_the_operands(rng, name, target):
     function, problem, options = operation(name, rng)
     sizes, dy = to_torch(problem.sizes), to_torch(problem.dy)
     vectors = ("bias", "row_scale", "fc1_bias", "fc2_bias")
-    with torch.autocast("cpu", dtype=target):
+    with torch.autocast(DEVICE.type, dtype=target):
         found = gradients(function, leaves(problem.inputs), sizes, options, dy)
     assert found["y"].dtype == target
     inputs = leaves(problem.inputs)
@@ -66,7 +66,7 @@ def test_autocast_is_a_cast_of_the_operands(rng, name, target):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_autocast_casts_16_bit_operands_of_the_other_kind(rng, name):
     function, problem, options = operation(name, rng, "f16")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         y = function(group_sizes=to_torch(problem.sizes), **leaves(problem.inputs), **options)
     assert y.dtype == torch.bfloat16
 
@@ -77,7 +77,7 @@ def test_autocast_leaves_fp64_and_its_own_dtype_alone(rng, name):
         function, problem, options = operation(name, rng, dtype)
         inputs, sizes = leaves(problem.inputs), to_torch(problem.sizes)
         plain = function(group_sizes=sizes, **inputs, **options)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
             y = function(group_sizes=sizes, **inputs, **options)
         assert y.dtype == plain.dtype
         assert torch.equal(torch.nan_to_num(y), torch.nan_to_num(plain))
@@ -88,11 +88,11 @@ def test_autocast_wants_buffers_in_its_dtype_and_casts_none(rng, name):
     function, problem, options = operation(name, rng)
     x, sizes = to_torch(problem.inputs["x"]).requires_grad_(), to_torch(problem.sizes)
     rest = {n: to_torch(a) for n, a in problem.inputs.items() if n != "x"}
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         with pytest.raises(TypeError, match=r"^out must be \[.*\] bf16, .* got \[.*\] f32"):
-            function(x, group_sizes=sizes, out=torch.zeros(problem.dy.shape), **rest, **options)
-        out = torch.full(problem.dy.shape, SENTINEL, dtype=torch.bfloat16)
-        dgrad_out = torch.full(x.shape, SENTINEL, dtype=torch.bfloat16)
+            function(x, group_sizes=sizes, out=torch.zeros(problem.dy.shape, device=DEVICE), **rest, **options)
+        out = torch.full(problem.dy.shape, SENTINEL, dtype=torch.bfloat16, device=DEVICE)
+        dgrad_out = torch.full(x.shape, SENTINEL, dtype=torch.bfloat16, device=DEVICE)
         y = function(x, group_sizes=sizes, out=out, dgrad_out=dgrad_out, **rest, **options)
     assert y.data_ptr() == out.data_ptr()
     y.backward(to_torch(problem.dy).bfloat16())
@@ -103,10 +103,10 @@ def test_autocast_wants_buffers_in_its_dtype_and_casts_none(rng, name):
 
 
 def test_autocast_adds_into_an_fp32_main_grad(rng):
-    module: Any = GroupedLinear(3, 8, 6, fuse_wgrad_accumulation=True)
-    module.weight.main_grad = torch.ones(3, 6, 8)
-    x = torch.randn(10, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    module: Any = GroupedLinear(3, 8, 6, fuse_wgrad_accumulation=True, device=DEVICE)
+    module.weight.main_grad = torch.ones(3, 6, 8, device=DEVICE)
+    x = torch.randn(10, 8, device=DEVICE)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         module(x, [4, 0, 5]).float().sum().backward()
     assert module.weight.main_grad.dtype == torch.float32
     assert (module.weight.main_grad[1] == 1).all()
@@ -114,22 +114,27 @@ def test_autocast_adds_into_an_fp32_main_grad(rng):
 
 
 def test_autocast_turned_off_inside(rng):
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", enabled=False):
-        assert grouped_linear(torch.ones(2, 4), torch.ones(1, 3, 4), [2]).dtype == torch.float32
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16), torch.autocast(DEVICE.type, enabled=False):
+        assert (
+            grouped_linear(torch.ones(2, 4, device=DEVICE), torch.ones(1, 3, 4, device=DEVICE), [2]).dtype
+            == torch.float32
+        )
 
 
 @pytest.mark.parametrize("probs_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_autocast_through_modules(rng, probs_dtype):
     """The activation between takes what the first layer gives, and probabilities as the MLP in one step does."""
-    sizes, x = torch.tensor([4, 0, 5]), torch.randn(10, 8)
-    probs = torch.rand(10).to(probs_dtype).requires_grad_()
-    container = Sequential(GroupedLinear(3, 8, 12), ScaledSwiGLU(), GroupedLinear(3, 6, 8))
-    for module, arguments in ((GroupedMLP(3, 8, 6), (sizes, probs)), (container, (sizes, probs, sizes))):
+    sizes, x = torch.tensor([4, 0, 5], device=DEVICE), torch.randn(10, 8, device=DEVICE)
+    probs = torch.rand(10, device=DEVICE).to(probs_dtype).requires_grad_()
+    container = Sequential(
+        GroupedLinear(3, 8, 12, device=DEVICE), ScaledSwiGLU(), GroupedLinear(3, 6, 8, device=DEVICE)
+    )
+    for module, arguments in ((GroupedMLP(3, 8, 6, device=DEVICE), (sizes, probs)), (container, (sizes, probs, sizes))):
         found = []
         for hooked in (False, True):
             if hooked:
                 next(module.children()).register_forward_hook(lambda *_: None)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
                 y = module(x, *arguments)
             assert y.dtype == torch.bfloat16
             (d_probs,) = torch.autograd.grad(y.float().sum(), probs)
@@ -140,15 +145,19 @@ def test_autocast_through_modules(rng, probs_dtype):
 
 
 def test_autocast_takes_a_row_scale_of_the_other_16_bits(rng):
-    h, scale, sizes = torch.randn(6, 8).bfloat16(), torch.rand(6).half(), torch.tensor([2, 0, 3])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    h, scale, sizes = (
+        torch.randn(6, 8, device=DEVICE).bfloat16(),
+        torch.rand(6, device=DEVICE).half(),
+        torch.tensor([2, 0, 3], device=DEVICE),
+    )
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
         y = grouped_activation(h, sizes, row_scale=scale)
     assert_bits(to_numpy(y), to_numpy(grouped_activation(h, sizes, row_scale=scale.bfloat16())))
 
 
 def test_probs_of_the_other_16_bits_are_refused_without_autocast():
     with pytest.raises(TypeError, match=r"^row_scale must be .* f16 or f32; got .* bf16"):
-        ScaledSwiGLU()(torch.ones(10, 8).half(), torch.ones(10).bfloat16())
+        ScaledSwiGLU()(torch.ones(10, 8, device=DEVICE).half(), torch.ones(10, device=DEVICE).bfloat16())
 
 
 # Checkpointing.
@@ -164,7 +173,10 @@ def test_checkpoint(rng, name, reentrant, with_buffers):
     buffers: dict[str, Any] = {}
     if with_buffers:
         x = inputs["x"]
-        buffers = {"out": torch.full(dy.shape, SENTINEL), "dgrad_out": torch.full(x.shape, SENTINEL)}
+        buffers = {
+            "out": torch.full(dy.shape, SENTINEL, device=DEVICE),
+            "dgrad_out": torch.full(x.shape, SENTINEL, device=DEVICE),
+        }
 
     def run(*tensors):
         given = dict(zip(inputs, tensors, strict=True))
@@ -195,7 +207,7 @@ def test_inference_mode_with_inference_buffers(rng, name):
     plain = function(group_sizes=to_torch(problem.sizes), **leaves(problem.inputs), **options)
     with torch.inference_mode():
         inputs = {n: to_torch(a) for n, a in problem.inputs.items()}
-        out = torch.full(problem.dy.shape, SENTINEL)
+        out = torch.full(problem.dy.shape, SENTINEL, device=DEVICE)
         assert out.is_inference()
         for _ in range(2):
             y = function(group_sizes=to_torch(problem.sizes), **inputs, **options, out=out)

@@ -11,7 +11,7 @@ from cases import BY_NAME
 from mlp_problems import mlp_problem
 from problems import activation_problem, linear_problem
 from tolerances import assert_bits
-from torch_calls import to_numpy, to_torch
+from torch_calls import DEVICE, to_numpy, to_torch
 
 from torch_grouped.functional import grouped_activation, grouped_linear, grouped_mlp, grouped_mm
 
@@ -218,12 +218,16 @@ def test_vmap_of_no_element_is_empty(operation):
 
 def grouped_products():
     torch.manual_seed(3)
-    offs = torch.tensor([4, 4, 10])
-    a, b = torch.randn(12, 8), torch.randn(3, 8, 5)
+    offs = torch.tensor([4, 4, 10], device=DEVICE)
+    a, b = torch.randn(12, 8, device=DEVICE), torch.randn(3, 8, 5, device=DEVICE)
     return {
         "rows": (lambda a, b, **options: grouped_mm(a, b, offs=offs, **options), a, b),
-        "contraction": (lambda a, b, **options: grouped_mm(a.mT, b, offs=offs, **options), a, torch.randn(12, 5)),
-        "batches": (lambda a, b, **options: grouped_mm(a, b, **options), torch.randn(3, 4, 8), b),
+        "contraction": (
+            lambda a, b, **options: grouped_mm(a.mT, b, offs=offs, **options),
+            a,
+            torch.randn(12, 5, device=DEVICE),
+        ),
+        "batches": (lambda a, b, **options: grouped_mm(a, b, **options), torch.randn(3, 4, 8, device=DEVICE), b),
     }
 
 
@@ -260,9 +264,9 @@ def test_functional_call(rng):
     """Parameters as arguments, as training loops on torch.func have them."""
     from torch_grouped import GroupedMLP
 
-    module = GroupedMLP(3, 8, 6)
+    module = GroupedMLP(3, 8, 6, device=DEVICE)
     parameters = dict(module.named_parameters())
-    x, sizes = torch.randn(10, 8), torch.tensor([4, 0, 5])
+    x, sizes = torch.randn(10, 8, device=DEVICE), torch.tensor([4, 0, 5], device=DEVICE)
 
     def loss(parameters):
         return torch.func.functional_call(module, parameters, (x, sizes)).pow(2).sum()

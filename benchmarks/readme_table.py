@@ -51,15 +51,19 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def step_time(peer: dict[str, Any], digits: int) -> str:
+    """Milliseconds of a step of `benchmarks.jax_step`, or why there are none."""
+    if peer["status"] == "ok":
+        return f"{peer['us']['median'] / 1e3:.{digits}f} ms"
+    return "out of memory" if peer["reason"].startswith("RESOURCE_EXHAUSTED") else "failed"
+
+
 def sentence(results: dict[str, Any]) -> str:
     """The whole training steps in JAX."""
     parts = []
     for case in sorted(results["cases"].values(), key=lambda c: c["shape"]["tokens"]):
         shape, peers = case["shape"], case["peers"]
-        times = {
-            name: f"{peer['us']['median'] / 1e3:.1f} ms" if peer["status"] == "ok" else "out of memory"
-            for name, peer in peers.items()
-        }
+        times = {name: step_time(peer, 1) for name, peer in peers.items()}
         parts.append(
             f"{shape['tokens']} tokens to {shape['top_k']} of {shape['experts']} experts: {times[JAX_NATIVE]} with "
             f"`{JAX_NATIVE}`, {times['ragged_dot after install()']} after `install()`, "

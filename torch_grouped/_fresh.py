@@ -7,6 +7,8 @@ call does not serve, a broken rule included, goes the way of _ops.py: the same b
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,15 +24,16 @@ _GNK, _GKN = 0, 1
 _AS_IT_IS, _FIRST, _SECOND = -1, 0, 1  # which operand is read turned
 
 
+def _create(op: int, operands: tuple, options: Any, turned: int = _AS_IT_IS) -> Tensor | None:
+    calls = _direct.calls
+    return None if calls is None else calls.create(op, operands, options, torch.get_num_threads(), turned)
+
+
 def try_linear(
     x: Tensor, weight: Tensor, group_sizes: object, bias: Tensor | None, row_scale: Tensor | None, weight_layout: int
 ) -> Tensor | None:
     """`linear` where it is eager and there are no buffers; None where the native call does not serve."""
-    calls = _direct.calls
-    if calls is None:
-        return None
-    operands = (x, weight, group_sizes, bias, row_scale)
-    return calls.create(_MM, operands, _BY_SIZES[weight_layout], torch.get_num_threads(), _AS_IT_IS)
+    return _create(_MM, (x, weight, group_sizes, bias, row_scale), _BY_SIZES[weight_layout])
 
 
 def linear(
@@ -70,9 +73,8 @@ def dgrad(
 
 def wgrad(x: Tensor, dy: Tensor, group_sizes: Tensor, weight_layout: int, *, eager: bool) -> Tensor:
     """dW in the weight's storage and the dtype of dy."""
-    if eager and _direct.calls is not None:
-        threads = torch.get_num_threads()
-        dweight = _direct.calls.create(_WGRAD, (x, dy, group_sizes), _BY_SIZES[weight_layout], threads, _AS_IT_IS)
+    if eager:
+        dweight = _create(_WGRAD, (x, dy, group_sizes), _BY_SIZES[weight_layout])
         if dweight is not None:
             return dweight
     columns = (dy.shape[1], x.shape[1])
@@ -85,11 +87,7 @@ def try_activation(
     h: Tensor, group_sizes: Tensor, row_scale: Tensor | None, choice: Activation, *, zero_tail: bool
 ) -> Tensor | None:
     """``activation(h) * row_scale``; None as `try_linear`."""
-    calls = _direct.calls
-    if calls is None:
-        return None
-    options = _ops._activation_options(*choice, zero_tail)
-    return calls.create(_ACTIVATION, (h, group_sizes, row_scale), options, torch.get_num_threads(), _AS_IT_IS)
+    return _create(_ACTIVATION, (h, group_sizes, row_scale), _ops._activation_options(*choice, zero_tail))
 
 
 def try_mlp(
@@ -104,11 +102,7 @@ def try_mlp(
     choice: Activation,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """y, and fc1's result and the activation with tails as memory was; None as `try_linear`."""
-    calls = _direct.calls
-    if calls is None:
-        return None
-    fc1 = (x, fc1_weight, group_sizes, fc1_bias, None)
-    h = calls.create(_MM, fc1, _TAIL_KEPT[weight_layout], torch.get_num_threads(), _AS_IT_IS)
+    h = _create(_MM, (x, fc1_weight, group_sizes, fc1_bias, None), _TAIL_KEPT[weight_layout])
     if h is None:
         return None
     a = try_activation(h, group_sizes, row_scale, choice, zero_tail=False)
@@ -120,17 +114,11 @@ def try_mlp(
 
 def try_product(rows: Tensor, matrices: Tensor, offs: Tensor | None, bias: Tensor | None) -> Tensor | None:
     """``rows[t] @ matrices[g(t)]``, matrices ``[G, K, N]`` stored by rows or by columns; None as `try_linear`."""
-    calls = _direct.calls
-    if calls is None:
-        return None
     by_rows = matrices.is_contiguous()
     options, turned = (_BY_ENDS[_GKN], _AS_IT_IS) if by_rows else (_BY_ENDS[_GNK], _SECOND)
-    return calls.create(_MM, (rows, matrices, offs, bias, None), options, torch.get_num_threads(), turned)
+    return _create(_MM, (rows, matrices, offs, bias, None), options, turned)
 
 
 def try_contraction(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor | None:
     """``a[:, g's] @ b[g's]`` for each group g, a stored by columns and b by rows; None as `try_linear`."""
-    calls = _direct.calls
-    if calls is None:
-        return None
-    return calls.create(_WGRAD, (a, b, offs), _BY_ENDS[_GKN], torch.get_num_threads(), _FIRST)
+    return _create(_WGRAD, (a, b, offs), _BY_ENDS[_GKN], _FIRST)

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import targets
 from benchmarks.operations import ACTIVATIONS, HOST_COSTS, LINEAR, MLP, OPERATIONS, PRODUCTS
 from benchmarks.ratios import JAX_OURS, JAX_PEER, Row, means, median_us, rows
+from benchmarks.readme_table import step_time
 from benchmarks.results import FOLDER, load
 from benchmarks.shapes import DRAWS, EVEN
 from benchmarks.stats import geometric_mean
@@ -110,10 +111,8 @@ def jax_step(_: dict[str, Any]) -> str:
         shape = case["shape"]
         title = f"{shape['tokens']} tokens to {shape['top_k']} of {shape['experts']} experts"
         for name, peer in case["peers"].items():
-            ran = peer["status"] == "ok"
-            found = f"{peer['us']['median'] / 1e3:.2f}" if ran else peer["reason"].partition(":")[0].lower()
-            lines.append([title, name, found.replace("resource_exhausted", "out of memory")])
-    return _table(("a step of", "experts by", "milliseconds"), lines)
+            lines.append([title, name, step_time(peer, 2)])
+    return _table(("a step of", "experts by", "time"), lines)
 
 
 def host_calls(_: dict[str, Any]) -> str:

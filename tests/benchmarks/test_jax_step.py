@@ -9,6 +9,7 @@ pytest.importorskip("jax")
 pytest.importorskip("torch")
 
 from benchmarks import jax_step
+from benchmarks.readme_table import step_time
 from benchmarks.results import load
 
 
@@ -36,3 +37,10 @@ def test_a_wrong_form_is_not_timed(tmp_path, capsys, monkeypatch):
     assert jax_step.main(["--quick", "--out", str(path)]) == 1
     assert "the losses of the first step differ" in capsys.readouterr().out
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"), [("RESOURCE_EXHAUSTED: Out of memory while ...", "out of memory"), ("INTERNAL: oops", "failed")]
+)
+def test_only_memory_is_told_as_memory(reason, told):
+    assert step_time({"status": "missing", "reason": reason}, 1) == told

@@ -28,6 +28,7 @@ SHARE = "sm90 128x256, multipliers share"
 EVEN = ", groups cut evenly"
 ORDER = ", in order"
 DEMAND = ", on demand"
+ENDS = " from both ends"
 GOLDEN = {
     ("mm", 65536, 2048, 1536, 128): TURNS + EVEN + ORDER + DEMAND,
     ("mm", 65536, 768, 2048, 128): TURNS + EVEN + ORDER + DEMAND,
@@ -46,11 +47,14 @@ GOLDEN = {
     ("mm", 81920, 512, 2048, 512): SHARE + EVEN + ORDER + DEMAND,
     ("mm", 8192, 2048, 1536, 128): SHARE + EVEN + ORDER,
     ("mm", 16, 256, 256, 1024): SHARE + EVEN + ORDER,
-    ("wgrad", 65536, 2048, 1536, 128): TURNS,
-    ("wgrad", 32768, 7168, 4096, 8): TURNS,
-    ("wgrad", 32768, 2880, 5760, 128): TURNS,
-    ("wgrad", 81920, 512, 2048, 512): SHARE,
-    ("wgrad_acc", 65536, 2048, 1536, 128): SHARE,
+    ("wgrad", 65536, 2048, 1536, 128): TURNS + DEMAND + ENDS,
+    ("wgrad", 32768, 7168, 4096, 8): TURNS + DEMAND,  # many rows a group
+    ("wgrad", 32768, 2880, 5760, 128): SHARE + DEMAND + ENDS,  # few rows a group
+    ("wgrad", 81920, 512, 2048, 512): SHARE + DEMAND + ENDS,
+    ("wgrad", 8192, 2048, 1536, 128): SHARE + DEMAND + ENDS,  # few products, much to write
+    ("wgrad", 1024, 256, 256, 1): TURNS,  # little of either
+    ("wgrad", 2**31 - 513, 2**31 - 513, 2**31 - 513, 1): TURNS + DEMAND,
+    ("wgrad_acc", 65536, 2048, 1536, 128): SHARE + DEMAND + ENDS,
     ("wgrad_acc", 32768, 7168, 4096, 8): SHARE,
 }
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA backend. For each operation: the device, the debugging check, what needs no launch, the kernel.
-#include <algorithm>
 
 #include "common/launch.h"
 #include "core/backend.h"
@@ -15,9 +14,9 @@
 namespace grouped {
 namespace {
 
-// Which kernels will run is not known before the addresses are.
+// Which kernels will run is not known before the addresses are. Some use both parts.
 size_t workspace_size(int32_t, DType, int64_t, int64_t, int64_t G) {
-  return std::max(cuda::row_map_size(G), sizeof(cuda::sm90::PieceCounters));
+  return cuda::sm90::counters_offset(G) + sizeof(cuda::sm90::PieceCounters);
 }
 
 // Runs `body` on the launch's device. `is_empty`: no element of a result exists, so nothing may be launched.
@@ -50,16 +49,24 @@ bool takes_turns(bool chosen) {
   return test_kernels() == TestKernels::kTurns || (test_kernels() != TestKernels::kShare && chosen);
 }
 
-// What a configuration can be besides goes along with the turns when tests force them.
+// What a configuration can be besides goes along when tests force the turns or not: each way of giving out
+// work runs in one of them. In neither do clusters take turns, because small problems choose that unforced.
 cuda::sm90::Config config_of(const MmProblem& p) {
   cuda::sm90::Config config = cuda::sm90::mm_config(p.T, p.K, p.N, p.G);
   config.takes_turns = takes_turns(config.takes_turns);
-  if (test_kernels() != TestKernels::kAny) config.in_order = config.on_demand = config.takes_turns;
+  if (test_kernels() != TestKernels::kAny) {
+    config.on_demand = true;
+    config.in_order = config.takes_turns;
+  }
   return config;
 }
 cuda::sm90::Config config_of(const WgradProblem& p) {
   cuda::sm90::Config config = cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate);
   config.takes_turns = takes_turns(config.takes_turns);
+  if (test_kernels() != TestKernels::kAny) {
+    config.on_demand = true;
+    config.from_both_ends = config.takes_turns;
+  }
   return config;
 }
 

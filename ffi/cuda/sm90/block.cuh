@@ -32,14 +32,14 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       barrier_init(shared.filled(stage), 2);
       barrier_init(shared.emptied(stage), blocks_in_cluster * RingReader<Shape>::kReaders);
+      barrier_init(shared.cleaned(stage), 1);
     }
     for (int slot = 0; slot < shared.kTiles; ++slot) {
       barrier_init(shared.told(slot), 1);
       barrier_init(shared.heard(slot), TileQueue<Shape>::kListeners);
-      barrier_init(shared.cleaned(slot), 1);
     }
-    for (int index = 0; index < kMultipliers; ++index) barrier_init(shared.may_go(index), 1);
-    for (int slot = 0; slot < shared.kPieces; ++slot) {
+    for (int index = 0; index < kMultipliers; ++index) barrier_init(shared.may_go(index), 4);
+    for (int slot = 0; slot < shared.kFeedSlots; ++slot) {
       barrier_init(shared.fed(slot), 1);
       barrier_init(shared.forgotten(slot), 1);
     }
@@ -53,10 +53,10 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
   if (warp < 4) {
     give_registers<kProducerRegisters>();
     if (warp == 0) {
-      if (threadIdx.x == 0) produce<typename Work::LeftLoader>(work, shared.left(0), shared, queue);
+      if (elect_lane()) produce<typename Work::LeftLoader>(work, shared.left(0), shared, queue);
       __syncwarp();
     } else if (warp == 1) {
-      if (threadIdx.x == 32) produce<typename Work::RightLoader>(work, shared.right(0), shared, queue);
+      if (elect_lane()) produce<typename Work::RightLoader>(work, shared.right(0), shared, queue);
       __syncwarp();
     } else if (warp == 2) {
       work.schedule(shared, queue);
@@ -75,7 +75,6 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       const Tile tile = queue.hear();
       __syncwarp();
       if (threadIdx.x % 32 == 0) queue.forget();
-      const int slot = queue.slot();
       queue.advance();
       if (tile.is_end()) break;
       const int old_stages = tile.old_stages();
@@ -89,7 +88,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
         if (kTakesTurns) ring.end_turn();
         continue;
       }
-      multiply_any<Work>(tile, index, old_stages == 0, shared, ring, slot, cleaner, acc);
+      multiply_any<Work>(tile, index, old_stages == 0, shared, ring, cleaner, acc);
       int old_stage = 0;
       for (int i = 0; i < old_stages; ++i) {
         const int stage = ring.next();

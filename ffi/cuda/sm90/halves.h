@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "core/backend.h"
+#include "portable/offsets.h"
 
 namespace grouped::cuda::sm90 {
 
@@ -24,6 +25,12 @@ struct PieceCounters {
   int32_t first_half;           // of as many pieces as there are clusters, the first half's share
   uint8_t half_of_pair[kMaxPairs];
 };
+
+// In a workspace that a row map begins.
+inline size_t counters_offset(int64_t G) { return (row_map_size(G) + 15) / 16 * 16; }
+inline PieceCounters* counters_behind_map(const Launch& launch, int64_t G) {
+  return reinterpret_cast<PieceCounters*>(static_cast<char*>(launch.workspace) + counters_offset(G));
+}
 
 // Fills `counters` for a launch of `clusters` clusters that follows on the stream.
 Status prepare_counters(int clusters, const Launch& launch, PieceCounters* counters);

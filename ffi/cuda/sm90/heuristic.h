@@ -4,6 +4,7 @@
 // changes bits; a configuration changes none.
 #pragma once
 
+#include <algorithm>
 #include <string>
 
 #include "core/problem.h"
@@ -15,15 +16,18 @@ struct Config {
   bool takes_turns;
   // Of mm alone.
   bool cuts_evenly;
-  bool in_order;   // groups as they come; else by the width of their tiles, the widest first
+  bool in_order;  // groups as they come; else by the width of their tiles, the widest first
+  // Of both.
   bool on_demand;  // clusters ask for work, by halves of L2; else they take turns
+  // Of wgrad alone.
+  bool from_both_ends;  // one half from the largest group on, the other from the smallest; else side by side
 };
 
 inline std::string to_string(const Config& c) {
   return std::string("sm90 ") +
          (c.takes_turns ? "128x192, multipliers take turns" : "128x256, multipliers share") +
          (c.cuts_evenly ? ", groups cut evenly" : "") + (c.in_order ? ", in order" : "") +
-         (c.on_demand ? ", on demand" : "");
+         (c.on_demand ? ", on demand" : "") + (c.from_both_ends ? " from both ends" : "");
 }
 
 inline bool rows_fit(const void* data, int64_t row_bytes) {
@@ -53,6 +57,12 @@ inline bool can_take(const WgradProblem& p, int capability) {
          rows_fit(p.out, 16);
 }
 
+// Of `rows` by a K x N weight. Work on demand needs a kernel in front, which takes 3 to 6 us, so it begins at
+// about 100 us.
+inline bool is_large(int64_t rows, int64_t K, int64_t N) {
+  return static_cast<double>(rows) * static_cast<double>(K) * static_cast<double>(N) >= 0x1p35;
+}
+
 // Measured: docs/kernel-log.md. Narrow tiles overlap the writing of results with products, but fetch more for
 // each product; above 4096 a tile lasts long, and tiles of one width keep the blocks together, so that they
 // find in L2 what the others fetched. The widest first balances the work; where groups are many and small,
@@ -63,16 +73,21 @@ inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G) {
   config.takes_turns = !is_long && T > 256 * G;
   config.cuts_evenly = !is_long;
   config.in_order = !is_long && G >= 64 && T <= 512 * G;
-  // A kernel goes in front, which takes 2 us: from about 100 us on.
-  config.on_demand = static_cast<double>(T) * static_cast<double>(K) * static_cast<double>(N) >= 0x1p35;
+  config.on_demand = is_large(T, K, N);
   return config;
 }
 
 // What the result held arrives behind the operands and keeps the ring from the other multiplier, so no turns
-// then.
-inline Config wgrad_config(int64_t T, int64_t, int64_t, int64_t G, bool accumulate) {
+// then. Two halves that begin at both ends read each group through one half of L2, and tiles of large groups,
+// which multiply, run beside tiles of small ones, which write; with thousands of rows a group that would
+// fetch operands more often.
+inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accumulate) {
   Config config = {};
-  config.takes_turns = T >= 256 * G && !accumulate;
+  const bool is_fine = T <= 1024 * G;
+  config.takes_turns = T > 256 * G && !accumulate;
+  // Writing an element takes as long as 256 products.
+  config.on_demand = is_large(std::max(T, 256 * G), K, N) && (is_fine || !accumulate);
+  config.from_both_ends = config.on_demand && is_fine;
   return config;
 }
 

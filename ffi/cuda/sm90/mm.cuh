@@ -39,41 +39,42 @@ template <typename T, Major kWeight>
 class FeatureLoader {
  public:
   __device__ __forceinline__ FeatureLoader(const MmTensors<T>& p, const Tile& tile)
-      : p_(p), group_(tile.group), is_shared_(tile.shares_left()) {
-    const int half = is_shared_ ? static_cast<int>(cluster_rank()) : 0;
-    feature_ = tile.row + half * 64;
-    offset_ = half * kPanelBytes;
-  }
+      : p_(p), group_(tile.group), feature_(tile.row), is_shared_(tile.shares_left()) {}
   __device__ __forceinline__ uint32_t bytes() const { return kTileRows * kLineBytes; }
 
-  __device__ __forceinline__ void load(uint32_t left, uint32_t filled) {
-    if constexpr (kWeight == Major::kReduction) {
-      if (is_shared_) {
-        load_box(left + offset_, p_.weight[1], filled, k_, feature_, group_, kToBoth);
-      } else {
-        load_box(left, p_.weight[0], filled, k_, feature_, group_, 0);
-      }
+  template <typename EachStage>
+  __device__ __forceinline__ void load(const EachStage& each_stage) const {
+    if (is_shared_) {
+      const int32_t half = static_cast<int32_t>(cluster_rank());
+      const int32_t feature = feature_ + half * 64;
+      each_stage([&](uint32_t to, uint32_t filled, int block) {
+        const int32_t k = block * kReduceTile;
+        load_box_to_both(to + half * kPanelBytes, p_.weight[1], filled,
+                         kWeight == Major::kReduction ? k : feature,
+                         kWeight == Major::kReduction ? feature : k, group_);
+      });
+    } else if (kWeight == Major::kReduction) {
+      each_stage([&](uint32_t to, uint32_t filled, int block) {
+        load_box(to, p_.weight[0], filled, block * kReduceTile, feature_, group_);
+      });
+    } else if (p_.has_panels) {
+      const int32_t panel = feature_ / 64;
+      each_stage([&](uint32_t to, uint32_t filled, int block) {
+        load_box(to, p_.weight[0], filled, 0, block * kReduceTile, panel, group_);
+      });
     } else {
-      if (is_shared_) {
-        load_box(left + offset_, p_.weight[1], filled, feature_, k_, group_, kToBoth);
-      } else if (p_.has_panels) {
-        load_panels(left, p_.weight[0], filled, 0, k_, feature_ / 64, group_);
-      } else {
-        load_box(left, p_.weight[1], filled, feature_, k_, group_, 0);
-        load_box(left + kPanelBytes, p_.weight[1], filled, feature_ + 64, k_, group_, 0);
-      }
+      each_stage([&](uint32_t to, uint32_t filled, int block) {
+        load_box(to, p_.weight[1], filled, feature_, block * kReduceTile, group_);
+        load_box(to + kPanelBytes, p_.weight[1], filled, feature_ + 64, block * kReduceTile, group_);
+      });
     }
-    k_ += kReduceTile;
   }
-  __device__ __forceinline__ void load_old(int, uint32_t, uint32_t) {}
+  __device__ __forceinline__ void load_old(int, uint32_t, uint32_t) const {}
 
  private:
   const MmTensors<T>& p_;
-  int group_;
+  int32_t group_, feature_;
   bool is_shared_;
-  int feature_;
-  uint32_t offset_;
-  int k_ = 0;
 };
 
 // The tile's rows of x, or half of them for both blocks.
@@ -81,11 +82,10 @@ template <typename T, typename Shape>
 class RowLoader {
  public:
   __device__ __forceinline__ RowLoader(const MmTensors<T>& p, const Tile& tile)
-      : p_(p), row_(tile.first_token), count_(tile.width) {
+      : p_(p), row_(tile.first_token), count_(tile.width), is_shared_(tile.shares_right()) {
     bytes_ = tile.width * kLineBytes;
-    if (tile.shares_right()) {
+    if (is_shared_) {
       count_ /= 2;
-      mask_ = kToBoth;
       if (cluster_rank() != 0) {
         offset_ = count_ * kLineBytes;
         row_ += count_;
@@ -94,30 +94,48 @@ class RowLoader {
   }
   __device__ __forceinline__ uint32_t bytes() const { return bytes_; }
 
-  __device__ __forceinline__ void load(uint32_t right, uint32_t filled) {
-    int row = row_;
-    uint32_t to = right + offset_;
+  template <typename EachStage>
+  __device__ __forceinline__ void load(const EachStage& each_stage) const {
+    if (is_shared_) {
+      each_stage([&](uint32_t to, uint32_t filled, int block) {
+        load_rows(to, block, [&](uint32_t at, const CUtensorMap& map, int32_t k, int32_t row) {
+          load_box_to_both(at, map, filled, k, row);
+        });
+      });
+    } else {
+      each_stage([&](uint32_t to, uint32_t filled, int block) {
+        load_rows(to, block, [&](uint32_t at, const CUtensorMap& map, int32_t k, int32_t row) {
+          load_box(at, map, filled, k, row);
+        });
+      });
+    }
+  }
+  __device__ __forceinline__ void load_old(int, uint32_t, uint32_t) const {}
+
+ private:
+  // In the fewest copies.
+  template <typename Copy>
+  __device__ __forceinline__ void load_rows(uint32_t to, int block, const Copy& copy) const {
+    int32_t row = row_;
+    uint32_t at = to + offset_;
     int rest = count_;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
+#pragma unroll 1
       while (rest >= row_box<Shape>(i)) {
-        load_box(to, p_.x[i], filled, k_, row, mask_);
+        copy(at, p_.x[i], block * kReduceTile, row);
         row += row_box<Shape>(i);
-        to += row_box<Shape>(i) * kLineBytes;
+        at += row_box<Shape>(i) * kLineBytes;
         rest -= row_box<Shape>(i);
       }
     }
-    k_ += kReduceTile;
   }
-  __device__ __forceinline__ void load_old(int, uint32_t, uint32_t) {}
 
- private:
   const MmTensors<T>& p_;
-  int row_, count_;
+  int32_t row_, count_;
+  bool is_shared_;
   uint32_t bytes_;
   uint32_t offset_ = 0;
-  uint16_t mask_ = 0;
-  int k_ = 0;
 };
 
 // kWeight: kReduction reads [G,N,K], kOuter reads [G,K,N].

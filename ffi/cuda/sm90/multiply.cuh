@@ -15,8 +15,7 @@ class Cleaner {
  public:
   __device__ __forceinline__ Cleaner(Shared<Shape> shared, int index) : shared_(shared), index_(index) {}
 
-  // `slot`: of the tile in the queue.
-  __device__ __forceinline__ void zero_past(int cut, const Tile& tile, int stage, int slot) {
+  __device__ __forceinline__ void zero_past(int cut, const Tile& tile, int stage) {
     const int right_panels = (tile.width + 63) / 64;
     for (uint32_t at = cut * kLineBytes + threadIdx.x % 128 * 16; at < kPanelBytes; at += 128 * 16) {
       if constexpr (Shape::kHalves == 2) {
@@ -33,10 +32,10 @@ class Cleaner {
     named_barrier<128>(1 + index_);
     if constexpr (Shape::kHalves == 1) {
       if (index_ == 0) {
-        if (threadIdx.x % 128 == 0) barrier_arrive(shared_.cleaned(slot));
+        if (threadIdx.x % 128 == 0) barrier_arrive(shared_.cleaned(stage));
       } else {
-        barrier_wait(shared_.cleaned(slot), parity_ >> slot & 1);
-        parity_ ^= 1u << slot;
+        barrier_wait(shared_.cleaned(stage), parity_ >> stage & 1);
+        parity_ ^= 1u << stage;
       }
     }
   }
@@ -44,7 +43,7 @@ class Cleaner {
  private:
   Shared<Shape> shared_;
   int index_;
-  uint32_t parity_ = 0;  // one bit a slot
+  uint32_t parity_ = 0;  // one bit a stage
 };
 
 // acc = left right over the tile's blocks, by multiplier `index`, for tiles of kWidth columns. `ends_turn`:
@@ -52,7 +51,7 @@ class Cleaner {
 template <typename Work, int kWidth>
 __device__ __forceinline__ void multiply(const Tile& tile, int index, bool ends_turn,
                                          Shared<typename Work::Shape> shared,
-                                         RingReader<typename Work::Shape>& ring, int slot,
+                                         RingReader<typename Work::Shape>& ring,
                                          Cleaner<typename Work::Shape>& cleaner,
                                          Accumulators<typename Work::Shape>& acc) {
   using Instruction = Wgmma<typename Work::Element, kWidth, Work::kLeft, Work::kRight>;
@@ -71,7 +70,7 @@ __device__ __forceinline__ void multiply(const Tile& tile, int index, bool ends_
     if (kHalves == 2 && is_last && ends_turn) ring.end_turn();
     if constexpr (Work::kCutsReduction) {
       const int cut = tile.num_tokens % kReduceTile;
-      if (is_last && cut != 0) cleaner.zero_past(cut, tile, stage, slot);
+      if (is_last && cut != 0) cleaner.zero_past(cut, tile, stage);
     }
     const uint64_t left = descriptor<Work::kLeft>(shared.left(stage)) + (kHalves == 2 ? 0 : index * kHalf);
     const uint64_t right = descriptor<Work::kRight>(shared.right(stage));
@@ -99,14 +98,14 @@ __device__ __forceinline__ void multiply(const Tile& tile, int index, bool ends_
 template <typename Work, int kWidth = kWidthStep>
 __device__ __forceinline__ void multiply_any(const Tile& tile, int index, bool ends_turn,
                                              Shared<typename Work::Shape> shared,
-                                             RingReader<typename Work::Shape>& ring, int slot,
+                                             RingReader<typename Work::Shape>& ring,
                                              Cleaner<typename Work::Shape>& cleaner,
                                              Accumulators<typename Work::Shape>& acc) {
   constexpr int kMaxWidth = Work::Shape::kMaxWidth;
   if (tile.width <= kWidth || kWidth == kMaxWidth) {
-    multiply<Work, kWidth>(tile, index, ends_turn, shared, ring, slot, cleaner, acc);
+    multiply<Work, kWidth>(tile, index, ends_turn, shared, ring, cleaner, acc);
   } else if constexpr (kWidth < kMaxWidth) {
-    multiply_any<Work, kWidth + kWidthStep>(tile, index, ends_turn, shared, ring, slot, cleaner, acc);
+    multiply_any<Work, kWidth + kWidthStep>(tile, index, ends_turn, shared, ring, cleaner, acc);
   }
 }
 

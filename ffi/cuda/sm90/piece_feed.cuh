@@ -10,6 +10,8 @@
 
 namespace grouped::cuda::sm90 {
 
+inline constexpr int64_t kNoPiece = INT64_MAX;
+
 // The scheduling warps of a cluster's blocks hold one each and ask it the same questions: the first block's
 // asks the counters and tells the other.
 template <typename Shape>
@@ -34,11 +36,19 @@ class PieceFeed {
   // By all lanes. Rises while `round` is the same.
   __device__ __forceinline__ int64_t next(int round) {
     if (counters_ == nullptr) return next_in_turn();
-    const int lane = threadIdx.x % 32;
-    int64_t piece = 0;
-    if (lane == 0) piece = cluster_rank() == 0 ? ask(round == 0 ? half_ : 1 - half_) : hear();
-    cursor_.advance();
-    return __shfl_sync(0xffffffffu, piece, 0);
+    return agree([&] { return ask(round == 0 ? half_ : 1 - half_); });
+  }
+
+  // Needs counters. Of `pieces`, fewer than 2^31, one half takes the first ones and the other the last ones,
+  // until they meet. Both counts are in one word, so no piece is given twice.
+  __device__ __forceinline__ int64_t next_from_ends(int64_t pieces) {
+    return agree([&] {
+      const unsigned long long taken = atomicAdd(&counters_->taken[0], half_ == 0 ? 1ull : 1ull << 32);
+      const int64_t first_ones = static_cast<int64_t>(taken & 0xffffffffu);
+      const int64_t last_ones = static_cast<int64_t>(taken >> 32);
+      if (first_ones + last_ones >= pieces) return kNoPiece;
+      return half_ == 0 ? first_ones : pieces - 1 - last_ones;
+    });
   }
 
  private:
@@ -53,15 +63,27 @@ class PieceFeed {
   // Of as many pieces as there are clusters, each half has its share, one after another.
   __device__ __forceinline__ int64_t ask(int half) {
     const int32_t share = half == 0 ? first_half_ : clusters_ - first_half_;
-    int64_t piece = INT64_MAX;  // no share, no piece
-    if (share > 0) {
-      const int64_t count = static_cast<int64_t>(atomicAdd(&counters_->taken[half], 1ull));
-      const int64_t turn = count / share;
-      piece = turn * clusters_ + (half == 0 ? 0 : first_half_) + (count - turn * share);
+    if (share == 0) return kNoPiece;
+    const int64_t count = static_cast<int64_t>(atomicAdd(&counters_->taken[half], 1ull));
+    const int64_t turn = count / share;
+    return turn * clusters_ + (half == 0 ? 0 : first_half_) + (count - turn * share);
+  }
+
+  // The first block's scheduler asks with `choose` and tells the other's.
+  template <typename Choose>
+  __device__ __forceinline__ int64_t agree(const Choose& choose) {
+    int64_t piece = 0;
+    if (threadIdx.x % 32 == 0) {
+      if (cluster_rank() == 0) {
+        piece = choose();
+        barrier_wait(shared_.forgotten(cursor_.at), cursor_.parity ^ 1);
+        store_at_other_block(shared_.piece(cursor_.at), piece, shared_.fed(cursor_.at));
+      } else {
+        piece = hear();
+      }
     }
-    barrier_wait(shared_.forgotten(cursor_.at), cursor_.parity ^ 1);
-    store_at_other_block(shared_.piece(cursor_.at), piece, shared_.fed(cursor_.at));
-    return piece;
+    cursor_.advance();
+    return __shfl_sync(0xffffffffu, piece, 0);
   }
   __device__ __forceinline__ int64_t hear() {
     barrier_expect(shared_.fed(cursor_.at), sizeof(int64_t));
@@ -78,7 +100,7 @@ class PieceFeed {
   int32_t place_ = 0;
   int half_ = 0;
   int32_t first_half_ = 0;
-  Cursor<Shared<Shape>::kPieces> cursor_;
+  Cursor<Shared<Shape>::kFeedSlots> cursor_;
 };
 
 }  // namespace grouped::cuda::sm90

@@ -116,6 +116,21 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 #endif
 }
 
+// True in one lane of the warp, always the same, which all must ask together. Behind it the compiler knows
+// that one thread goes on alone; behind a comparison of thread numbers it does not, and writes a loop over
+// lanes around each copy, to get its operands into uniform registers.
+__device__ __forceinline__ bool elect_lane() {
+  uint32_t is_elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(is_elected));
+  return is_elected != 0;
+}
+
 // Threads of one or two warpgroups meet; ids 1.. are ours, 0 is __syncthreads.
 template <int kThreads>
 __device__ __forceinline__ void named_barrier(int id) {
@@ -141,52 +156,47 @@ __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap& map) {
 }
 
 // Copies one box to shared memory, zeros in place of what lies outside the tensor, and counts its bytes at
-// `barrier`. `mask` other than 0: to the same place in every block of the mask.
+// `barrier`.
 __device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
-                                         int32_t c0, int32_t c1, uint16_t mask) {
-  const uint64_t address = reinterpret_cast<uint64_t>(&map);
-  if (mask == 0) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
-        "[%2];\n" ::"r"(shared),
-        "l"(address), "r"(barrier), "r"(c0), "r"(c1)
-        : "memory");
-  } else {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-        "[%0], "
-        "[%1, {%3, %4}], [%2], %5;\n" ::"r"(shared),
-        "l"(address), "r"(barrier), "r"(c0), "r"(c1), "h"(mask)
-        : "memory");
-  }
+                                         int32_t c0, int32_t c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
+      "[%2];\n" ::"r"(shared),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1)
+      : "memory");
 }
 __device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
-                                         int32_t c0, int32_t c1, int32_t c2, uint16_t mask) {
-  const uint64_t address = reinterpret_cast<uint64_t>(&map);
-  if (mask == 0) {
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, "
-        "%5}], "
-        "[%2];\n" ::"r"(shared),
-        "l"(address), "r"(barrier), "r"(c0), "r"(c1), "r"(c2)
-        : "memory");
-  } else {
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-        "[%0], "
-        "[%1, {%3, %4, %5}], [%2], %6;\n" ::"r"(shared),
-        "l"(address), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "h"(mask)
-        : "memory");
-  }
+                                         int32_t c0, int32_t c1, int32_t c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, "
+      "%5}], [%2];\n" ::"r"(shared),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "r"(c2)
+      : "memory");
 }
-
-// Four coordinates, to this block alone.
-__device__ __forceinline__ void load_panels(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
-                                            int32_t c0, int32_t c1, int32_t c2, int32_t c3) {
+__device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
+                                         int32_t c0, int32_t c1, int32_t c2, int32_t c3) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
       "%6}], [%2];\n" ::"r"(shared),
       "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+
+// The same to both blocks of the cluster, to the same place in each, counted in each.
+__device__ __forceinline__ void load_box_to_both(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
+                                                 int32_t c0, int32_t c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%3, %4}], [%2], %5;\n" ::"r"(shared),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "h"(uint16_t{3})
+      : "memory");
+}
+__device__ __forceinline__ void load_box_to_both(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
+                                                 int32_t c0, int32_t c1, int32_t c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%3, %4, %5}], [%2], %6;\n" ::"r"(shared),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "h"(uint16_t{3})
       : "memory");
 }
 

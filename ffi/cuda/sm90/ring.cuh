@@ -36,7 +36,6 @@ class TileQueue {
   // By one lane of each warp that listens, once it has read the tile it heard.
   __device__ __forceinline__ void forget() const { barrier_arrive(shared_.heard(cursor_.at)); }
   __device__ __forceinline__ void advance() { cursor_.advance(); }
-  __device__ __forceinline__ int slot() const { return cursor_.at; }
 
  private:
   Shared<Shape> shared_;
@@ -45,8 +44,9 @@ class TileQueue {
 };
 
 // One operand of all tiles, by one lane. `Loader` is made of the work's parameters and a tile: bytes() of a
-// stage, load() fills one. Behind the operands come the stages of what the result held before: load_old()
-// fills one, or only arrives where the other operand's loader does it.
+// stage; load(each_stage) calls each_stage(copy) once, and copy(to, filled, block) fills the stage of a
+// block, so that what a tile decides is decided once. Behind the operands come the stages of what the result
+// held before: load_old() fills one, or only arrives where the other operand's loader does it.
 template <typename Loader, typename Work>
 __device__ __forceinline__ void produce(const Work& work, uint32_t first_stage,
                                         Shared<typename Work::Shape> shared,
@@ -59,13 +59,16 @@ __device__ __forceinline__ void produce(const Work& work, uint32_t first_stage,
     if (tile.is_end()) return;
     Loader loader(work.params(), tile);
     const uint32_t bytes = loader.bytes();
-    for (int block = 0; block < tile.num_blocks; ++block) {
-      barrier_wait(shared.emptied(ring.at), ring.parity ^ 1);
-      const uint32_t filled = shared.filled(ring.at);
-      barrier_expect(filled, bytes);
-      loader.load(first_stage + ring.at * shared.kStageBytes, filled);
-      ring.advance();
-    }
+    loader.load([&](const auto& copy) {
+#pragma unroll 1
+      for (int block = 0; block < tile.num_blocks; ++block) {
+        barrier_wait(shared.emptied(ring.at), ring.parity ^ 1);
+        const uint32_t filled = shared.filled(ring.at);
+        barrier_expect(filled, bytes);
+        copy(first_stage + ring.at * shared.kStageBytes, filled, block);
+        ring.advance();
+      }
+    });
     for (int i = 0; i < tile.old_stages(); ++i) {
       barrier_wait(shared.emptied(ring.at), ring.parity ^ 1);
       loader.load_old(i, shared.left(ring.at), shared.filled(ring.at));
@@ -90,8 +93,10 @@ class RingReader {
     barrier_wait(shared_.may_go(index_), turn_);
     turn_ ^= 1;
   }
+  // By each warp, because one that lags behind must not miss a phase of the barrier it waits for: the other's
+  // turn begins when all of this one's warps have begun theirs.
   __device__ __forceinline__ void end_turn() const {
-    if (threadIdx.x % 128 == 0) barrier_arrive(shared_.may_go(1 - index_));
+    if (threadIdx.x % 32 == 0) barrier_arrive(shared_.may_go(1 - index_));
   }
   static __device__ __forceinline__ int after(int stage) {
     return stage + 1 == Shape::kStages ? 0 : stage + 1;

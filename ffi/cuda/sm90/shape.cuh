@@ -39,9 +39,6 @@ struct Tile {
 };
 static_assert(sizeof(Tile) == 32, "two 16-byte words");
 
-// To both blocks of the cluster.
-inline constexpr uint16_t kToBoth = 3;
-
 inline __device__ Tile end_tile() { return {0, 0, 0, 0, 0, 0, 0, Tile::kIsEnd}; }
 
 // The multipliers take turns, a tile each: while one multiplies, the other writes its result.
@@ -96,17 +93,18 @@ struct Shared {
   static constexpr uint32_t kStaging = kStages * kStageBytes;
   static constexpr uint32_t kTileQueue = kStaging + kMultipliers * Shape::kPieces * kPieceBytes;
   static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
-  static constexpr int kPieces = 2;  // on their way from the first block's scheduler to the other's
-  static constexpr uint32_t kPieceFeed = kBarriers + (2 * kStages + 3 * kTiles + kMultipliers) * 8;
-  static constexpr uint32_t kBytes = kPieceFeed + 3 * kPieces * 8;
+  static constexpr int kFeedSlots =
+      2;  // for pieces on their way from the first block's scheduler to the other's
+  static constexpr uint32_t kPieceFeed = kBarriers + (3 * kStages + 2 * kTiles + kMultipliers) * 8;
+  static constexpr uint32_t kBytes = kPieceFeed + 3 * kFeedSlots * 8;
   static_assert(kStages >= 4, "fewer stages do not cover the latency of a copy");
   static_assert(kBytes <= 227 * 1024, "a block of a Hopper multiprocessor has 227 KB");
 
   uint32_t base;
   // Of a piece: its number, the first block has told it, the other has read it (in the first block).
   __device__ __forceinline__ uint32_t piece(int slot) const { return base + kPieceFeed + slot * 8; }
-  __device__ __forceinline__ uint32_t fed(int slot) const { return piece(kPieces + slot); }
-  __device__ __forceinline__ uint32_t forgotten(int slot) const { return piece(2 * kPieces + slot); }
+  __device__ __forceinline__ uint32_t fed(int slot) const { return piece(kFeedSlots + slot); }
+  __device__ __forceinline__ uint32_t forgotten(int slot) const { return piece(2 * kFeedSlots + slot); }
   __device__ __forceinline__ uint32_t left(int stage) const { return base + stage * kStageBytes; }
   __device__ __forceinline__ uint32_t right(int stage) const { return left(stage) + kLeftBytes; }
   __device__ __forceinline__ uint32_t staging(int multiplier) const {
@@ -121,9 +119,10 @@ struct Shared {
   __device__ __forceinline__ uint32_t may_go(int multiplier) const {
     return filled(2 * kStages + 2 * kTiles + multiplier);
   }
-  // Of a tile in the queue: the first multiplier has cleaned the last stage of the right operand for both.
-  __device__ __forceinline__ uint32_t cleaned(int slot) const {
-    return filled(2 * kStages + 2 * kTiles + kMultipliers + slot);
+  // The first multiplier has cleaned the stage's right operand for both. Of a stage, not of a tile: a stage
+  // is not used again before all have seen it.
+  __device__ __forceinline__ uint32_t cleaned(int stage) const {
+    return filled(2 * kStages + 2 * kTiles + kMultipliers + stage);
   }
 };
 

@@ -19,42 +19,71 @@ class PanelLoader {
  public:
   __device__ __forceinline__ PanelLoader(const PanelMaps& maps, int column, int width, const Tile& tile,
                                          bool is_shared)
-      : maps_(maps), column_(column), token_(tile.first_token) {
-    count_ = tile.is_idle() ? 0 : (width + 63) / 64;
-    bytes_ = count_ * kPanelBytes;
+      : maps_(maps), column_(column), token_(tile.first_token), is_shared_(is_shared) {
+    int panels = tile.is_idle() ? 0 : (width + 63) / 64;
+    bytes_ = panels * kPanelBytes;
     if (is_shared) {
       const int rank = static_cast<int>(cluster_rank());
-      mask_ = kToBoth;
-      if (count_ % 2 != 0) middle_ = count_ / 2;
-      middle_row_ = rank * 32;
-      first_ = rank == 0 ? 0 : (count_ + 1) / 2;
-      count_ /= 2;
+      has_half_ = panels % 2 != 0;
+      half_offset_ = panels / 2 * kPanelBytes + rank * (kPanelBytes / 2);
+      half_column_ = column + panels / 2 * 64;
+      half_row_ = rank * 32;
+      const int first = rank == 0 ? 0 : (panels + 1) / 2;
+      offset_ = first * kPanelBytes;
+      column_ += first * 64;
+      panels /= 2;
     }
+    pairs_ = maps.has_two ? panels / 2 : 0;
+    singles_ = panels - pairs_ * 2;
   }
   __device__ __forceinline__ uint32_t bytes() const { return bytes_; }
 
-  __device__ __forceinline__ void load(uint32_t to, uint32_t filled) {
-    int panel = first_;
-    if (maps_.has_two) {
-      for (; panel + 2 <= first_ + count_; panel += 2)
-        load_box(to + panel * kPanelBytes, maps_.two, filled, 0, token_, column_ / 64 + panel, mask_);
+  template <typename EachStage>
+  __device__ __forceinline__ void load(const EachStage& each_stage) const {
+    if (is_shared_) {
+      each_stage([&](uint32_t to, uint32_t filled, int block) {
+        load_panels(to, block, [&](uint32_t at, const CUtensorMap& map, auto... coordinates) {
+          load_box_to_both(at, map, filled, coordinates...);
+        });
+        if (has_half_)
+          load_box_to_both(to + half_offset_, maps_.half, filled, half_column_, row(block) + half_row_);
+      });
+    } else {
+      each_stage([&](uint32_t to, uint32_t filled, int block) {
+        load_panels(to, block, [&](uint32_t at, const CUtensorMap& map, auto... coordinates) {
+          load_box(at, map, filled, coordinates...);
+        });
+      });
     }
-    for (; panel < first_ + count_; ++panel)
-      load_box(to + panel * kPanelBytes, maps_.one, filled, column_ + panel * 64, token_, mask_);
-    if (middle_ >= 0) {
-      load_box(to + middle_ * kPanelBytes + middle_row_ * kLineBytes, maps_.half, filled,
-               column_ + middle_ * 64, token_ + middle_row_, mask_);
-    }
-    token_ += kReduceTile;
   }
 
  private:
+  __device__ __forceinline__ int32_t row(int block) const { return token_ + block * kReduceTile; }
+
+  template <typename Copy>
+  __device__ __forceinline__ void load_panels(uint32_t to, int block, const Copy& copy) const {
+    uint32_t at = to + offset_;
+    int32_t column = column_;
+#pragma unroll 1
+    for (int i = 0; i < pairs_; ++i) {
+      copy(at, maps_.two, 0, row(block), column / 64);
+      at += 2 * kPanelBytes;
+      column += 128;
+    }
+#pragma unroll 1
+    for (int i = 0; i < singles_; ++i) {
+      copy(at, maps_.one, column, row(block));
+      at += kPanelBytes;
+      column += 64;
+    }
+  }
+
   const PanelMaps& maps_;
-  int column_, token_;
-  int first_ = 0, count_;  // whole panels
-  int middle_ = -1, middle_row_ = 0;
-  uint32_t bytes_;
-  uint16_t mask_ = 0;
+  int32_t column_, token_;
+  bool is_shared_, has_half_ = false;
+  int pairs_, singles_;  // whole panels, two or one in a copy
+  uint32_t bytes_, offset_ = 0, half_offset_ = 0;
+  int32_t half_column_ = 0, half_row_ = 0;
 };
 
 template <typename T, typename Shape>
@@ -73,7 +102,7 @@ class WgradLeftLoader : public PanelLoader {
     for (int panel = 0; panel < count; ++panel) {
       for (int half = 0; half < 2; ++half) {
         load_box(stage + (panel * 2 + half) * kPanelBytes, p_.old, filled,
-                 tile_.column + (first + panel) * panel_columns, tile_.row + half * 64, tile_.group, 0);
+                 tile_.column + (first + panel) * panel_columns, tile_.row + half * 64, tile_.group);
       }
     }
   }
@@ -112,10 +141,10 @@ class WgradWork {
       if (maps->has_two) prefetch_tensor_map(maps->two);
       prefetch_tensor_map(maps->half);
     }
-    prefetch_tensor_map(p_.old);
+    if (p_.wgrad.accumulate) prefetch_tensor_map(p_.old);
     prefetch_tensor_map(p_.out);
   }
-  __device__ __forceinline__ void schedule(Shared<Shape>, TileQueue<Shape>& queue) const {
+  __device__ __forceinline__ void schedule(Shared<Shape> shared, TileQueue<Shape>& queue) const {
     // Stages that the result's old panels fill.
     const auto old_stages = [this](int32_t width) {
       if (!p_.wgrad.accumulate) return 0;
@@ -123,7 +152,7 @@ class WgradWork {
       return (panels + kOldPanels<Shape> - 1) / kOldPanels<Shape>;
     };
     schedule_wgrad<Shape>(p_.wgrad.map, p_.wgrad.rows, p_.wgrad.columns, p_.wgrad.accumulate, old_stages,
-                          queue);
+                          p_.order, shared, queue);
   }
   __device__ __forceinline__ void side_work(int, int) const {}
 
@@ -173,7 +202,7 @@ inline void add_panel_maps(TensorMaps& maps, PanelMaps* panels, const void* data
 }
 
 template <typename T, typename Shape>
-Status wgrad_in(const WgradProblem& p, const Launch& launch) {
+Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launch) {
   RowMap map;
   const Status mapped = make_ordered_row_map(p.sizes, kTileRows, launch, &map);
   if (!mapped.ok()) return mapped;
@@ -188,7 +217,7 @@ Status wgrad_in(const WgradProblem& p, const Launch& launch) {
   TensorMaps maps(p.in, true);
   add_panel_maps(maps, &params.left, params.wgrad.left, rows, p.T);
   add_panel_maps(maps, &params.right, params.wgrad.right, columns, p.T);
-  maps.add(&params.old, p.out, {columns, rows, p.G}, {panel_columns, 64, 1}, p.out_dtype);
+  if (p.accumulate) maps.add(&params.old, p.out, {columns, rows, p.G}, {panel_columns, 64, 1}, p.out_dtype);
   maps.add(&params.out, p.out, {columns, rows, p.G}, {panel_columns * kPieceLineBytes / 128, 64, 1},
            p.out_dtype, kPieceLineBytes);
   if (!maps.status().ok()) return maps.status();
@@ -197,12 +226,20 @@ Status wgrad_in(const WgradProblem& p, const Launch& launch) {
   const int64_t per_group =
       saturating_product(ceil_div(rows, kTileRows), ceil_div(columns, Shape::kMaxWidth));
   const int64_t tiles = saturating_product(ceil_div(per_group, 2) * 2, p.G);
+  params.order = {config.from_both_ends, nullptr};
+  if (config.on_demand) {
+    params.order.counters = counters_behind_map(launch, p.G);
+    const Status prepared =
+        prepare_counters(num_clusters(tiles, 2, launch.device), launch, params.order.counters);
+    if (!prepared.ok()) return prepared;
+  }
   return launch_block<Work>(wgrad_kernel<Work>, tiles, params, launch);
 }
 
 template <typename T>
 Status wgrad(const WgradProblem& p, const Config& config, const Launch& launch) {
-  return config.takes_turns ? wgrad_in<T, TakeTurns>(p, launch) : wgrad_in<T, ShareTiles>(p, launch);
+  return config.takes_turns ? wgrad_in<T, TakeTurns>(p, config, launch)
+                            : wgrad_in<T, ShareTiles>(p, config, launch);
 }
 
 }  // namespace grouped::cuda::sm90

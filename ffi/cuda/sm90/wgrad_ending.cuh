@@ -6,7 +6,7 @@
 
 #include "portable/wgrad.cuh"
 #include "sm90/pack.cuh"
-#include "sm90/ring.cuh"
+#include "sm90/wgrad_schedule.cuh"
 
 namespace grouped::cuda::sm90 {
 
@@ -25,6 +25,7 @@ struct WgradTensors {
   PanelMaps left, right;
   CUtensorMap old, out;  // a panel of what out holds; a piece
   WgradParams<T> wgrad;
+  WgradOrder order;
 };
 
 // kOverwrite, or kAccumulate onto what is in the ring; kZero: the group is empty, the accumulators hold

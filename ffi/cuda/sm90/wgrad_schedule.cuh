@@ -4,6 +4,7 @@
 #pragma once
 
 #include "portable/schedule.cuh"
+#include "sm90/piece_feed.cuh"
 #include "sm90/ring.cuh"
 
 namespace grouped::cuda::sm90 {
@@ -27,23 +28,57 @@ __device__ __forceinline__ int32_t wgrad_width(int64_t out_columns, int64_t colu
   return (static_cast<int32_t>(rest) + kWidthStep - 1) / kWidthStep * kWidthStep;
 }
 
+// Who takes which piece; see Config (heuristic.h).
+struct WgradOrder {
+  bool from_both_ends;
+  PieceCounters* counters;  // null: clusters take turns
+};
+
+// The pieces of one cluster.
+template <typename Shape>
+class WgradFeed {
+ public:
+  __device__ __forceinline__ WgradFeed(const WgradOrder& order, int64_t pieces, Shared<Shape> shared)
+      : order_(order), pieces_(pieces), feed_(order.counters, shared) {}
+
+  // Past the last one: `pieces` or more. Turns go forth and back: what a cluster gains in one it loses in the
+  // next.
+  __device__ __forceinline__ int64_t next() {
+    if (order_.counters == nullptr) {
+      const int64_t clusters = gridDim.x / 2, cluster = blockIdx.x / 2;
+      const int64_t piece = turn_ * clusters + (turn_ % 2 == 0 ? cluster : clusters - 1 - cluster);
+      ++turn_;
+      return piece;
+    }
+    if (order_.from_both_ends) return feed_.next_from_ends(pieces_);
+    int64_t piece = feed_.next(round_);
+    while (piece >= pieces_ && ++round_ < feed_.rounds()) piece = feed_.next(round_);
+    return piece;
+  }
+
+ private:
+  const WgradOrder order_;
+  const int64_t pieces_;
+  PieceFeed<Shape> feed_;
+  int round_ = 0;
+  int64_t turn_ = 0;
+};
+
 // The tiles of each group's whole result, two at once. A cluster stays in one group, so that both of its
-// blocks reduce over the same rows; past the end of an odd group the second block idles. Groups come from the
-// largest to the smallest, and clusters take turns forth and back: what a cluster gains in one turn it loses
-// in the next, and the last turn is of short tiles. old_stages(width): of a tile.
+// blocks reduce over the same rows; past the end of an odd group the second block idles. Groups are counted
+// from the largest to the smallest. old_stages(width): of a tile.
 template <typename Shape, typename OldStages>
 __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_rows, int64_t out_columns,
                                                bool skip_empty, const OldStages& old_stages,
+                                               const WgradOrder& order, Shared<Shape> shared,
                                                TileQueue<Shape>& queue) {
   const int64_t rank = cluster_rank();
   const int64_t rows = (out_rows + kTileRows - 1) / kTileRows;
   const int64_t columns = (out_columns + Shape::kMaxWidth - 1) / Shape::kMaxWidth;
   const int64_t per_group = (rows * columns + 1) / 2;
-  const int64_t clusters = gridDim.x / 2;
-  const int64_t cluster = blockIdx.x / 2;
-  for (int64_t turn = 0; turn * clusters < map.G * per_group; ++turn) {
-    const int64_t id = turn * clusters + (turn % 2 == 0 ? cluster : clusters - 1 - cluster);
-    if (id >= map.G * per_group) continue;
+  const int64_t pieces = map.G * per_group;
+  WgradFeed<Shape> feed(order, pieces, shared);
+  for (int64_t id = feed.next(); id < pieces; id = feed.next()) {
     const int64_t place = id / per_group;
     const int64_t first = (id - place * per_group) * 2;
     const int64_t group = map.order[place];

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight gradients of many groups of at most one block of rows, again and again.
+
+The warps that multiply then hand their turns over after one step, which is when one of them could miss its turn. One of
+the runs of `make gpu-test` forces turns and work on demand.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+import torch
+from cases import draw
+from frameworks import DEVICE, Guarded, from_torch, to_torch
+from tolerances import assert_bits, assert_close
+
+from torch_grouped.functional import grouped_linear
+
+G, K, N = 96, 264, 776  # several tiles a group, some of them not whole
+LAUNCHES = 100
+
+
+def _sizes(rng: np.random.Generator) -> np.ndarray:
+    """At most one block of 64 rows each; some are empty, some exactly whole."""
+    sizes = rng.integers(0, 65, G)
+    sizes[rng.integers(0, G, 9)] = 64
+    return sizes
+
+
+@pytest.mark.parametrize("accumulate", [False, True], ids=["overwrite", "accumulate"])
+def test_short_sums(rng, accumulate):
+    sizes = _sizes(rng)
+    T = int(sizes.sum()) + 5
+    x, dy = draw(rng, (T, K), "bf16"), draw(rng, (T, N), "bf16")
+    old = draw(rng, (G, N, K), "f32")
+    weight = torch.zeros(G, N, K, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
+    out = Guarded(old.shape, torch.float32)
+    y = grouped_linear(to_torch(x), weight, to_torch(sizes), wgrad_out=out.tensor, accumulate_wgrad=accumulate)
+    gradient, held = to_torch(dy), to_torch(old)
+    first = None
+    for _ in range(LAUNCHES):
+        out.tensor.copy_(held)
+        torch.autograd.grad(y, [weight], gradient, allow_unused=True, retain_graph=True)
+        if first is None:
+            first = out.tensor.clone()
+        assert torch.equal(out.tensor, first)
+    out.check()
+    result = from_torch(first)
+    assert_close(result, reference.grouped_wgrad(x, dy, sizes, old=old if accumulate else None), 64 + accumulate)
+    if accumulate:
+        empty = sizes == 0
+        assert_bits(result[empty], old[empty])

@@ -107,16 +107,35 @@ def activation_parts(h, kind, gate_layout="concatenated", alpha=1.702, limit=7.0
     raise ValueError(kind)
 
 
-def activation_condition(h, kind, gate_layout="concatenated", alpha=1.702, limit=7.0, offset=1.0):
+def _sigmoid_argument(h, kind, gate_layout="concatenated", alpha=1.702, limit=7.0, offset=1.0):
+    """(a, b): the value has a factor sigmoid(a), its slope towards the gate sigmoid(a) (1 + b (1 - sigmoid(a)))."""
+    gate, _ = split_gate(h, gate_layout)
+    if kind == "swiglu":
+        return gate, gate
+    if kind == "clamped_swiglu":
+        a = alpha * np.minimum(gate, limit)
+        return a, a
+    c = np.sqrt(8 / np.pi)
+    return c * (gate + 0.044715 * gate**3), c * (gate + 3 * 0.044715 * gate**3)
+
+
+def activation_condition(h, kind, **options):
     """Relative rounding of a value, in units of one rounding: sigmoid(a) multiplies that of a by |a| (1 - sigmoid)."""
     if kind == "squared_relu":
         return np.ones(h.shape)
-    gate, _ = split_gate(h, gate_layout)
-    if kind == "clamped_swiglu":
-        a = alpha * np.minimum(gate, limit)
-    else:
-        a = gate if kind == "swiglu" else np.sqrt(8 / np.pi) * (gate + 0.044715 * gate**3)
+    a, _ = _sigmoid_argument(h, kind, **options)
     return 1 + np.abs(a) * (1 - _sigmoid(a))
+
+
+def slope_bound(h, kind, **options):
+    """What rounding can do to the slope towards the gate, without the factor up, in units of one rounding.
+
+    1 + b (1 - sigmoid) cancels near its zero, so it is bounded by its parts; sigmoid(a) and its complement multiply the
+    rounding of a by at most |a|. Below fp32's normal numbers sigmoid errs like the smallest of them.
+    """
+    a, b = _sigmoid_argument(h, kind, **options)
+    s = _sigmoid(a)
+    return np.maximum(s, 2.0**-126) * (1 + np.abs(b) * (1 - s)) * (1 + np.abs(a))
 
 
 def grouped_activation(h, group_sizes, kind, row_scale=None, **options) -> Pair:
@@ -140,16 +159,19 @@ def grouped_activation_grad(h, dy, group_sizes, kind, row_scale=None, **options)
         g = g * _f64(row_scale[:S])[:, None]
     dh = np.zeros(h.shape)
     dh[:S] = d_gate * g if d_up is None else join_gate(d_gate * g, d_up * g, options.get("gate_layout"))
-    # 1 + gate (1 - sigmoid) cancels near its zero: what rounding can do there is bounded by its parts.
     bound = np.zeros(h.shape)
     if d_up is None:
         bound[:S] = np.abs(dh[:S])
     else:
         layout = options.get("gate_layout")
-        gate, up = split_gate(h[:S], layout)
-        up_bound = np.abs(up) + abs(options.get("offset", 1.0))
+        _, up = split_gate(h[:S], layout)
+        up_bound = np.abs(up)
+        if kind == "clamped_swiglu":
+            up_bound = np.minimum(up_bound, options.get("limit", 7.0)) + abs(options.get("offset", 1.0))
         bound[:S] = join_gate(
-            (1 + np.abs(gate)) * up_bound * np.abs(g), np.abs(np.asarray(d_up) * g) * condition, layout
+            slope_bound(h[:S], kind, **options) * up_bound * np.abs(g),
+            np.abs(np.asarray(d_up) * g) * condition,
+            layout,
         )
     return (dh, bound), (dscale, dscale_bound)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
 from grouped_core import Activation
 from torch_grouped import _fresh, _ops
@@ -22,7 +22,7 @@ from torch_grouped._transforms import first_derivative_only, in_a_loop
 
 def needs_graph(*tensors: Tensor | None) -> bool:
     """Whether autograd has to know of an operation on these."""
-    if torch.is_grad_enabled():
+    if is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True

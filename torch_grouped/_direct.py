@@ -9,6 +9,7 @@ launch of a kernel. So in plain eager mode the core reads the tensors itself. Ev
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import _C
@@ -20,13 +21,24 @@ from grouped_core import DirectCalls
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
+_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)  # by the core's codes
+
+
+def _quick_memory() -> tuple[Any, ...]:
+    # What code that torch compiles takes its memory from: neither dispatched nor with arguments to sort out.
+    guards = getattr(getattr(_C, "_dynamo", None), "guards", None)
+    on_cpu, on_cuda = (getattr(guards, f"_empty_strided_{device}", None) for device in ("cpu", "cuda"))
+    current_device = getattr(_C, "_cuda_getDevice", None)
+    return on_cpu, None if current_device is None else on_cuda, current_device, _DTYPES
+
+
 def _make_calls() -> DirectCalls | None:
     if os.environ.get("GROUPED_NVTX", "") not in ("", "0"):
         return None  # ranges are set around operators
     # An add-on for older versions of torch sets the attribute too; only torch's own is wanted.
     own = hasattr(_C, "_dlpack_exchange_api")
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None) if own else None
-    return None if exchange is None else DirectCalls(exchange, _PLAIN)
+    return None if exchange is None else DirectCalls(exchange, _PLAIN, _quick_memory())
 
 
 calls = _make_calls()

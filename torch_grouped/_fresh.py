@@ -24,16 +24,23 @@ _GNK, _GKN = 0, 1
 _AS_IT_IS, _FIRST, _SECOND = -1, 0, 1  # which operand is read turned
 
 
+_number_of_threads = torch.get_num_threads
+
+
 def _create(op: int, operands: tuple, options: Any, turned: int = _AS_IT_IS) -> Tensor | None:
     calls = _direct.calls
-    return None if calls is None else calls.create(op, operands, options, torch.get_num_threads(), turned)
+    return None if calls is None else calls.create(op, operands, options, _number_of_threads(), turned)
 
 
 def try_linear(
     x: Tensor, weight: Tensor, group_sizes: object, bias: Tensor | None, row_scale: Tensor | None, weight_layout: int
 ) -> Tensor | None:
     """`linear` where it is eager and there are no buffers; None where the native call does not serve."""
-    return _create(_MM, (x, weight, group_sizes, bias, row_scale), _BY_SIZES[weight_layout])
+    calls = _direct.calls  # as _create, without a call of its own
+    if calls is None:
+        return None
+    operands = (x, weight, group_sizes, bias, row_scale)
+    return calls.create(_MM, operands, _BY_SIZES[weight_layout], _number_of_threads(), _AS_IT_IS)
 
 
 def linear(
@@ -114,9 +121,10 @@ def try_mlp(
 
 def try_product(rows: Tensor, matrices: Tensor, offs: Tensor | None, bias: Tensor | None) -> Tensor | None:
     """``rows[t] @ matrices[g(t)]``, matrices ``[G, K, N]`` stored by rows or by columns; None as `try_linear`."""
-    by_rows = matrices.is_contiguous()
-    options, turned = (_BY_ENDS[_GKN], _AS_IT_IS) if by_rows else (_BY_ENDS[_GNK], _SECOND)
-    return _create(_MM, (rows, matrices, offs, bias, None), options, turned)
+    calls = _direct.calls
+    if calls is None:
+        return None
+    return calls.create(_MM, (rows, matrices, offs, bias, None), _BY_ENDS[_GNK], _number_of_threads(), _SECOND)
 
 
 def try_contraction(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor | None:

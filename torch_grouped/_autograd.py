@@ -7,6 +7,7 @@ backward has written since would be reported as modified.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,9 +47,14 @@ def apply_eagerly(function: Any, graph: bool, inputs: tuple) -> Any:
     """`apply` for who knows already that it is eager, and whether autograd needs a graph."""
     if not graph:
         return function.forward(*inputs)
+    return _apply_without_names(function)(*inputs)
+
+
+@functools.cache
+def _apply_without_names(function: Any) -> Callable[..., Any]:
     # Without the binding of arguments to names that Function.apply does before. That is what a setup_context of its own
     # costs: a forward that takes ctx was measured to be no faster.
-    return super(torch.autograd.Function, function).apply(*inputs)  # pyright: ignore[reportAttributeAccessIssue]
+    return super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class GroupedLinearFunction(torch.autograd.Function):
@@ -73,29 +79,13 @@ class GroupedLinearFunction(torch.autograd.Function):
         take_wgrad: Callable[..., Tensor | None] | None,
     ) -> Tensor:
         """Writes y into `out`, or into memory of its own with a zeroed tail."""
-        operands = (x, weight, group_sizes, bias, row_scale)
-        if out is None:
-            return _fresh.linear(*operands, dgrad_out, wgrad_out, weight_layout, eager=is_eager())
-        _ops.linear(*operands, out, dgrad_out, wgrad_out, weight_layout, False)
-        return out
+        buffers = (out, dgrad_out, wgrad_out)
+        return _linear(x, weight, bias, row_scale, group_sizes, *buffers, weight_layout, eager=is_eager())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """Saves what the wanted gradients need; `out` is never among it."""
-        x, weight, bias, row_scale, group_sizes, out = inputs[:6]
-        ctx.buffers_and_how = inputs[6:]  # one attribute: each costs
-        if out is not None:
-            ctx.mark_dirty(out)
-        of_x, of_weight, of_bias, of_scale = ctx.needs_input_grad[:4]
-        if of_bias:
-            ctx.bias_dtype = bias.dtype
-        ctx.save_for_backward(
-            x if of_weight or of_scale else None,
-            weight if of_x or of_scale else None,
-            bias if of_scale else None,
-            row_scale,
-            group_sizes,
-        )
+        _save_for_linear(ctx, *inputs[:6], how=inputs[6:])
 
     @staticmethod
     @first_derivative_only
@@ -103,7 +93,8 @@ class GroupedLinearFunction(torch.autograd.Function):
         """dx into `dgrad_out`, dW into `wgrad_out`, where they were given."""
         x, weight, bias, row_scale, group_sizes = ctx.saved_tensors
         dgrad_out, wgrad_out, accumulate_wgrad, weight_layout, take_wgrad = ctx.buffers_and_how
-        needs_dx, needs_dweight, needs_dbias, needs_dscale = ctx.needs_input_grad[:4]
+        needs = ctx.needs_input_grad
+        needs_dx, needs_dweight, needs_dbias, needs_dscale = needs[:4]
         dy = dy.contiguous()
         eager = is_eager()
         dx = dweight = dbias = dscale = None
@@ -130,12 +121,88 @@ class GroupedLinearFunction(torch.autograd.Function):
             if needs_dbias:
                 dbias = dy.new_empty(group_sizes.shape[0], dy.shape[1], dtype=ctx.bias_dtype)
                 _ops.bias_grad(dz, group_sizes, dbias, False)
-        return dx, dweight, dbias, dscale, None, None, None, None, None, None, None
+        return (dx, dweight, dbias, dscale) + (None,) * (len(needs) - 4)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         """One element of the batch after another."""
         return in_a_loop(GroupedLinearFunction, info, in_dims, arguments)
+
+
+class GroupedLinearFunctionEager(GroupedLinearFunction):
+    """The same where `is_eager()`, with all that autograd need not look at in one argument, because each costs.
+
+    how: dgrad_out, wgrad_out, accumulate_wgrad, weight_layout and take_wgrad.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        row_scale: Tensor | None,
+        group_sizes: Tensor,
+        out: Tensor | None,
+        how: tuple,
+    ) -> Tensor:
+        """Writes y into `out`, or into memory of its own with a zeroed tail."""
+        dgrad_out, wgrad_out, _, weight_layout, _ = how
+        if out is None and dgrad_out is None and wgrad_out is None:
+            y = _fresh.try_linear(x, weight, group_sizes, bias, row_scale, weight_layout)
+            if y is not None:
+                return y
+        buffers = (out, dgrad_out, wgrad_out)
+        return _linear(x, weight, bias, row_scale, group_sizes, *buffers, weight_layout, eager=False)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Saves what the wanted gradients need; `out` is never among it."""
+        _save_for_linear(ctx, *inputs)
+
+
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_scale: Tensor | None,
+    group_sizes: Tensor,
+    out: Tensor | None,
+    dgrad_out: Tensor | None,
+    wgrad_out: Tensor | None,
+    weight_layout: int,
+    *,
+    eager: bool,
+) -> Tensor:
+    operands = (x, weight, group_sizes, bias, row_scale)
+    if out is None:
+        return _fresh.linear(*operands, dgrad_out, wgrad_out, weight_layout, eager=eager)
+    _ops.linear(*operands, out, dgrad_out, wgrad_out, weight_layout, False)
+    return out
+
+
+def _save_for_linear(
+    ctx: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_scale: Tensor | None,
+    group_sizes: Tensor,
+    out: Tensor | None,
+    how: tuple,
+) -> None:
+    ctx.buffers_and_how = how  # one attribute: each costs
+    if out is not None:
+        ctx.mark_dirty(out)
+    of_x, of_weight, of_bias, of_scale = ctx.needs_input_grad[:4]
+    if bias is not None and of_bias:
+        ctx.bias_dtype = bias.dtype
+    ctx.save_for_backward(
+        x if of_weight or of_scale else None,
+        weight if of_x or of_scale else None,
+        bias if of_scale else None,
+        row_scale,
+        group_sizes,
+    )
 
 
 def _with_row_scale_gradient(

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouped_core import Activation, Op, other_layout
+from grouped_core import Activation, Op
 from torch_grouped import _direct, _ops
 
 # Plain ints and looked-up options: each lookup of an enumeration or in a cache is paid in every call.
 _MM, _WGRAD, _ACTIVATION = int(Op.MM), int(Op.WGRAD), int(Op.ACTIVATION)
 _TAIL_KEPT = (_ops._options(0, False), _ops._options(1, False))
 _BY_SIZES = (_ops._options(0, True), _ops._options(1, True))
+_READ_OTHER_WAY = _BY_SIZES[::-1]
 _BY_ENDS = (_ops._options(0, True, ends=True), _ops._options(1, True, ends=True))
 _GNK, _GKN = 0, 1
 _AS_IT_IS, _FIRST, _SECOND = -1, 0, 1  # which operand is read turned
@@ -69,8 +70,10 @@ def dgrad(
     dy: Tensor, weight: Tensor, group_sizes: Tensor, row_scale: Tensor | None, weight_layout: int, *, eager: bool
 ) -> Tensor:
     """dx with a zeroed tail."""
-    if eager:
-        dx = try_linear(dy, weight, group_sizes, None, row_scale, other_layout(weight_layout))
+    calls = _direct.calls
+    if eager and calls is not None:
+        operands = (dy, weight, group_sizes, None, row_scale)
+        dx = calls.create(_MM, operands, _READ_OTHER_WAY[weight_layout], _number_of_threads(), _AS_IT_IS)
         if dx is not None:
             return dx
     dx = dy.new_empty(dy.shape[0], weight.shape[2 - weight_layout])
@@ -80,8 +83,10 @@ def dgrad(
 
 def wgrad(x: Tensor, dy: Tensor, group_sizes: Tensor, weight_layout: int, *, eager: bool) -> Tensor:
     """dW in the weight's storage and the dtype of dy."""
-    if eager:
-        dweight = _create(_WGRAD, (x, dy, group_sizes), _BY_SIZES[weight_layout])
+    calls = _direct.calls
+    if eager and calls is not None:
+        options = _BY_SIZES[weight_layout]
+        dweight = calls.create(_WGRAD, (x, dy, group_sizes), options, _number_of_threads(), _AS_IT_IS)
         if dweight is not None:
             return dweight
     columns = (dy.shape[1], x.shape[1])

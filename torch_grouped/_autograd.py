@@ -79,8 +79,11 @@ class GroupedLinearFunction(torch.autograd.Function):
         take_wgrad: Callable[..., Tensor | None] | None,
     ) -> Tensor:
         """Writes y into `out`, or into memory of its own with a zeroed tail."""
-        buffers = (out, dgrad_out, wgrad_out)
-        return _linear(x, weight, bias, row_scale, group_sizes, *buffers, weight_layout, eager=is_eager())
+        operands = (x, weight, group_sizes, bias, row_scale)
+        if out is None:
+            return _fresh.linear(*operands, dgrad_out, wgrad_out, weight_layout, eager=is_eager())
+        _ops.linear(*operands, out, dgrad_out, wgrad_out, weight_layout, False)
+        return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -106,21 +109,21 @@ class GroupedLinearFunction(torch.autograd.Function):
             dx = _fresh.dgrad(dy, weight, group_sizes, row_scale, weight_layout, eager=eager)
         elif needs_dx:
             dx = dgrad_out
-            _ops.dgrad(dy, weight, group_sizes, row_scale, dx, None, weight_layout, False)
+            _ops.invoke(eager, _ops.dgrad, dy, weight, group_sizes, row_scale, dx, None, weight_layout, False)
         if needs_dweight or needs_dbias:
             dz = dy
             if row_scale is not None:
                 dz = torch.empty_like(dy)
-                _ops.row_scale(dy, group_sizes, row_scale, dz, False)
+                _ops.invoke(eager, _ops.row_scale, dy, group_sizes, row_scale, dz, False)
             if needs_dweight and take_wgrad is not None:
                 dweight = take_wgrad(x, dz, group_sizes, weight_layout)
             elif needs_dweight and wgrad_out is not None:
-                _ops.wgrad(x, dz, group_sizes, wgrad_out, weight_layout, accumulate_wgrad)
+                _ops.invoke(eager, _ops.wgrad, x, dz, group_sizes, wgrad_out, weight_layout, accumulate_wgrad)
             elif needs_dweight:
                 dweight = _fresh.wgrad(x, dz, group_sizes, weight_layout, eager=eager)
             if needs_dbias:
                 dbias = dy.new_empty(group_sizes.shape[0], dy.shape[1], dtype=ctx.bias_dtype)
-                _ops.bias_grad(dz, group_sizes, dbias, False)
+                _ops.invoke(eager, _ops.bias_grad, dz, group_sizes, dbias, False)
         return (dx, dweight, dbias, dscale) + (None,) * (len(needs) - 4)
 
     @staticmethod
@@ -147,37 +150,20 @@ class GroupedLinearFunctionEager(GroupedLinearFunction):
     ) -> Tensor:
         """Writes y into `out`, or into memory of its own with a zeroed tail."""
         dgrad_out, wgrad_out, _, weight_layout, _ = how
-        if out is None and dgrad_out is None and wgrad_out is None:
-            y = _fresh.try_linear(x, weight, group_sizes, bias, row_scale, weight_layout)
+        operands = (x, weight, group_sizes, bias, row_scale)
+        if out is not None:
+            _ops.invoke(True, _ops.linear, *operands, out, dgrad_out, wgrad_out, weight_layout, False)
+            return out
+        if dgrad_out is None and wgrad_out is None:
+            y = _fresh.try_linear(*operands, weight_layout)
             if y is not None:
                 return y
-        buffers = (out, dgrad_out, wgrad_out)
-        return _linear(x, weight, bias, row_scale, group_sizes, *buffers, weight_layout, eager=False)
+        return _fresh.linear(*operands, dgrad_out, wgrad_out, weight_layout, eager=False)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """Saves what the wanted gradients need; `out` is never among it."""
         _save_for_linear(ctx, *inputs)
-
-
-def _linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    row_scale: Tensor | None,
-    group_sizes: Tensor,
-    out: Tensor | None,
-    dgrad_out: Tensor | None,
-    wgrad_out: Tensor | None,
-    weight_layout: int,
-    *,
-    eager: bool,
-) -> Tensor:
-    operands = (x, weight, group_sizes, bias, row_scale)
-    if out is None:
-        return _fresh.linear(*operands, dgrad_out, wgrad_out, weight_layout, eager=eager)
-    _ops.linear(*operands, out, dgrad_out, wgrad_out, weight_layout, False)
-    return out
 
 
 def _save_for_linear(

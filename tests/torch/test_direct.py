@@ -365,6 +365,15 @@ def test_a_product_reads_its_second_operand_as_it_is_stored(direct, by_rows):
     assert_bits(to_numpy(y), to_numpy(torch.cat([rows[:1] @ matrices[0], rows[1:] @ matrices[1]])))
 
 
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_an_out_that_only_the_product_would_take_is_refused(with_grad):
+    x, weight = torch.randn(4, 8, dtype=torch.bfloat16), torch.randn(2, 3, 8, dtype=torch.bfloat16)
+    out = torch.full((4, 3), 7.0)  # the core's product takes fp32 beside 16 bits, the linear layer does not
+    with pytest.raises(TypeError, match=r"out must be \[T=4, N=3\] bf16, contiguous.*; got \[4, 3\] f32"):
+        grouped_linear(x.requires_grad_(with_grad), weight, torch.tensor([1, 3]), out=out)
+    assert torch.all(out == 7)
+
+
 def test_memory_that_is_refused_leaves_the_call_to_the_operator(monkeypatch, problem):
     def on_cpu(*given):
         raise RuntimeError("no memory")

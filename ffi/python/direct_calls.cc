@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "core/rules.h"
 #include "python/options.h"
 #include "python/thread_pool.h"
 
@@ -77,21 +76,6 @@ bool convert(const dltensor& from, grouped_tensor* to) {
   if (is_float && count == 1) return false;
   to->device = on_cpu ? static_cast<int32_t>(GROUPED_DEVICE_CPU) : from.device.device_id;
   return true;
-}
-
-// The size that a letter of the rule table stands for, as the first tensor that has it tells; 0 if none has.
-int64_t size_behind(char letter, const OperationRule& rule, const doors::Options& options,
-                    const grouped_tensor* const* tensors) {
-  for (int32_t i = 0; i < rule.count; ++i) {
-    if (tensors[i] == nullptr) continue;
-    const char* letters = rule.arguments[i].dims[options.weight_layout];
-    for (int32_t d = 0; d < tensors[i]->rank && letters[d] != '\0'; ++d) {
-      if (letters[d] == letter) return tensors[i]->shape[d];
-      if (letters[d] == 'H' && letter == 'F')
-        return tensors[i]->shape[d] / (doors::has_gate(options) ? 2 : 1);
-    }
-  }
-  return 0;
 }
 
 nb::object tuple_of(const int64_t* values, int32_t count) {
@@ -277,15 +261,13 @@ nb::object DirectCalls::new_tensor(nb::handle like, const grouped_tensor& t, con
 nb::object DirectCalls::create(int32_t op, const nb::tuple& operands, const nb::tuple& options,
                                int32_t num_threads, int32_t turned) const {
   const int place = static_cast<int>(nb::len(operands));  // the result's
-  const OperationRule* rule = rule_of(op);
   Arguments arguments;
-  if (rule == nullptr || place >= rule->count || !read(operands, &arguments)) return nb::none();
+  if (place >= doors::kMaxArguments || !read(operands, &arguments)) return nb::none();
   doors::Options o = read_options(options);
-  if (o.weight_layout < 0 || o.weight_layout > 1) return nb::none();
   if (turned >= 0 && turned < place) {
     grouped_tensor& t = arguments.storage[turned];
     if (t.rank < 2) return nb::none();
-    if (op == GROUPED_OP_MM && is_contiguous(t)) {
+    if (op == GROUPED_OP_MM && doors::is_contiguous(t)) {
       o.weight_layout = 1 - o.weight_layout;
     } else {
       std::swap(t.shape[t.rank - 1], t.shape[t.rank - 2]);
@@ -293,9 +275,8 @@ nb::object DirectCalls::create(int32_t op, const nb::tuple& operands, const nb::
     }
   }
   int64_t shape[GROUPED_MAX_RANK];
-  int32_t rank = 0;
-  for (const char* letter = rule->arguments[place].dims[o.weight_layout]; *letter != '\0'; ++letter)
-    shape[rank++] = size_behind(*letter, *rule, o, arguments.list);
+  const int32_t rank = doors::shape_of(op, place, arguments.list, o, shape);
+  if (rank < 0) return nb::none();
   const nb::object result = new_tensor(operands[0], arguments.storage[0], shape, rank);
   if (!result.is_valid()) {
     PyErr_Clear();

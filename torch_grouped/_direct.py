@@ -47,7 +47,7 @@ _is_compiling = torch.compiler.is_compiling
 _dispatch_modes = _C._len_torch_dispatch_stack
 _function_modes = _C._len_torch_function_stack
 _functorch = _C._are_functorch_transforms_active
-_tracing = _C._get_tracing_state
+_tracing = _C._is_tracing
 _profiling = torch.autograd._profiler_enabled  # pyright: ignore[reportPrivateImportUsage]
 # Whether autocast is on for any device. A compiler cannot trace it. Where torch does not have it: perhaps.
 may_autocast = getattr(_C, "_is_any_autocast_enabled", lambda: True)
@@ -61,6 +61,6 @@ def is_eager() -> bool:
         or _function_modes()
         or _functorch()
         or forward_ad._current_level >= 0
-        or _tracing() is not None
+        or _tracing()
         or _profiling()
     )

@@ -135,3 +135,8 @@ def try_product(rows: Tensor, matrices: Tensor, offs: Tensor | None, bias: Tenso
 def try_contraction(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor | None:
     """``a[:, g's] @ b[g's]`` for each group g, a stored by columns and b by rows; None as `try_linear`."""
     return _create(_WGRAD, (a, b, offs), _BY_ENDS[_GKN], _FIRST)
+
+
+def try_contraction_of_rows(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor | None:
+    """``a[g's].mT @ b[g's]`` for each group g, both stored by rows; None as `try_linear`."""
+    return _create(_WGRAD, (a, b, offs), _BY_ENDS[_GKN])

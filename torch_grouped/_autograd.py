@@ -7,11 +7,12 @@ backward has written since would be reported as modified.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
 from grouped_core import Activation
 from torch_grouped import _fresh, _ops
@@ -22,7 +23,7 @@ from torch_grouped._transforms import first_derivative_only, in_a_loop
 
 def needs_graph(*tensors: Tensor | None) -> bool:
     """Whether autograd has to know of an operation on these."""
-    if torch.is_grad_enabled():
+    if is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:
                 return True
@@ -46,9 +47,14 @@ def apply_eagerly(function: Any, graph: bool, inputs: tuple) -> Any:
     """`apply` for who knows already that it is eager, and whether autograd needs a graph."""
     if not graph:
         return function.forward(*inputs)
+    return _apply_without_names(function)(*inputs)
+
+
+@functools.cache
+def _apply_without_names(function: Any) -> Callable[..., Any]:
     # Without the binding of arguments to names that Function.apply does before. That is what a setup_context of its own
     # costs: a forward that takes ctx was measured to be no faster.
-    return super(torch.autograd.Function, function).apply(*inputs)  # pyright: ignore[reportAttributeAccessIssue]
+    return super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class GroupedLinearFunction(torch.autograd.Function):
@@ -82,20 +88,7 @@ class GroupedLinearFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """Saves what the wanted gradients need; `out` is never among it."""
-        x, weight, bias, row_scale, group_sizes, out = inputs[:6]
-        ctx.buffers_and_how = inputs[6:]  # one attribute: each costs
-        if out is not None:
-            ctx.mark_dirty(out)
-        of_x, of_weight, of_bias, of_scale = ctx.needs_input_grad[:4]
-        if of_bias:
-            ctx.bias_dtype = bias.dtype
-        ctx.save_for_backward(
-            x if of_weight or of_scale else None,
-            weight if of_x or of_scale else None,
-            bias if of_scale else None,
-            row_scale,
-            group_sizes,
-        )
+        _save_for_linear(ctx, *inputs[:6], how=inputs[6:])
 
     @staticmethod
     @first_derivative_only
@@ -103,7 +96,8 @@ class GroupedLinearFunction(torch.autograd.Function):
         """dx into `dgrad_out`, dW into `wgrad_out`, where they were given."""
         x, weight, bias, row_scale, group_sizes = ctx.saved_tensors
         dgrad_out, wgrad_out, accumulate_wgrad, weight_layout, take_wgrad = ctx.buffers_and_how
-        needs_dx, needs_dweight, needs_dbias, needs_dscale = ctx.needs_input_grad[:4]
+        needs = ctx.needs_input_grad
+        needs_dx, needs_dweight, needs_dbias, needs_dscale = needs[:4]
         dy = dy.contiguous()
         eager = is_eager()
         dx = dweight = dbias = dscale = None
@@ -115,27 +109,86 @@ class GroupedLinearFunction(torch.autograd.Function):
             dx = _fresh.dgrad(dy, weight, group_sizes, row_scale, weight_layout, eager=eager)
         elif needs_dx:
             dx = dgrad_out
-            _ops.dgrad(dy, weight, group_sizes, row_scale, dx, None, weight_layout, False)
+            _ops.invoke(eager, _ops.dgrad, dy, weight, group_sizes, row_scale, dx, None, weight_layout, False)
         if needs_dweight or needs_dbias:
             dz = dy
             if row_scale is not None:
                 dz = torch.empty_like(dy)
-                _ops.row_scale(dy, group_sizes, row_scale, dz, False)
+                _ops.invoke(eager, _ops.row_scale, dy, group_sizes, row_scale, dz, False)
             if needs_dweight and take_wgrad is not None:
                 dweight = take_wgrad(x, dz, group_sizes, weight_layout)
             elif needs_dweight and wgrad_out is not None:
-                _ops.wgrad(x, dz, group_sizes, wgrad_out, weight_layout, accumulate_wgrad)
+                _ops.invoke(eager, _ops.wgrad, x, dz, group_sizes, wgrad_out, weight_layout, accumulate_wgrad)
             elif needs_dweight:
                 dweight = _fresh.wgrad(x, dz, group_sizes, weight_layout, eager=eager)
             if needs_dbias:
                 dbias = dy.new_empty(group_sizes.shape[0], dy.shape[1], dtype=ctx.bias_dtype)
-                _ops.bias_grad(dz, group_sizes, dbias, False)
-        return dx, dweight, dbias, dscale, None, None, None, None, None, None, None
+                _ops.invoke(eager, _ops.bias_grad, dz, group_sizes, dbias, False)
+        return (dx, dweight, dbias, dscale) + (None,) * (len(needs) - 4)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         """One element of the batch after another."""
         return in_a_loop(GroupedLinearFunction, info, in_dims, arguments)
+
+
+class GroupedLinearFunctionEager(GroupedLinearFunction):
+    """The same where `is_eager()`, with all that autograd need not look at in one argument, because each costs.
+
+    how: dgrad_out, wgrad_out, accumulate_wgrad, weight_layout and take_wgrad.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        row_scale: Tensor | None,
+        group_sizes: Tensor,
+        out: Tensor | None,
+        how: tuple,
+    ) -> Tensor:
+        """Writes y into `out`, or into memory of its own with a zeroed tail."""
+        dgrad_out, wgrad_out, _, weight_layout, _ = how
+        operands = (x, weight, group_sizes, bias, row_scale)
+        if out is not None:
+            _ops.invoke(True, _ops.linear, *operands, out, dgrad_out, wgrad_out, weight_layout, False)
+            return out
+        if dgrad_out is None and wgrad_out is None:
+            y = _fresh.try_linear(*operands, weight_layout)
+            if y is not None:
+                return y
+        return _fresh.linear(*operands, dgrad_out, wgrad_out, weight_layout, eager=False)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Saves what the wanted gradients need; `out` is never among it."""
+        _save_for_linear(ctx, *inputs)
+
+
+def _save_for_linear(
+    ctx: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_scale: Tensor | None,
+    group_sizes: Tensor,
+    out: Tensor | None,
+    how: tuple,
+) -> None:
+    ctx.buffers_and_how = how  # one attribute: each costs
+    if out is not None:
+        ctx.mark_dirty(out)
+    of_x, of_weight, of_bias, of_scale = ctx.needs_input_grad[:4]
+    if bias is not None and of_bias:
+        ctx.bias_dtype = bias.dtype
+    ctx.save_for_backward(
+        x if of_weight or of_scale else None,
+        weight if of_x or of_scale else None,
+        bias if of_scale else None,
+        row_scale,
+        group_sizes,
+    )
 
 
 def _with_row_scale_gradient(

@@ -12,28 +12,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouped_core import Activation, Op, other_layout
+from grouped_core import Activation, Op
 from torch_grouped import _direct, _ops
 
 # Plain ints and looked-up options: each lookup of an enumeration or in a cache is paid in every call.
 _MM, _WGRAD, _ACTIVATION = int(Op.MM), int(Op.WGRAD), int(Op.ACTIVATION)
 _TAIL_KEPT = (_ops._options(0, False), _ops._options(1, False))
 _BY_SIZES = (_ops._options(0, True), _ops._options(1, True))
+_READ_OTHER_WAY = _BY_SIZES[::-1]
 _BY_ENDS = (_ops._options(0, True, ends=True), _ops._options(1, True, ends=True))
 _GNK, _GKN = 0, 1
 _AS_IT_IS, _FIRST, _SECOND = -1, 0, 1  # which operand is read turned
 
 
+_number_of_threads = torch.get_num_threads
+
+
 def _create(op: int, operands: tuple, options: Any, turned: int = _AS_IT_IS) -> Tensor | None:
     calls = _direct.calls
-    return None if calls is None else calls.create(op, operands, options, torch.get_num_threads(), turned)
+    return None if calls is None else calls.create(op, operands, options, _number_of_threads(), turned)
 
 
 def try_linear(
     x: Tensor, weight: Tensor, group_sizes: object, bias: Tensor | None, row_scale: Tensor | None, weight_layout: int
 ) -> Tensor | None:
     """`linear` where it is eager and there are no buffers; None where the native call does not serve."""
-    return _create(_MM, (x, weight, group_sizes, bias, row_scale), _BY_SIZES[weight_layout])
+    calls = _direct.calls  # as _create, without a call of its own
+    if calls is None:
+        return None
+    operands = (x, weight, group_sizes, bias, row_scale)
+    return calls.create(_MM, operands, _BY_SIZES[weight_layout], _number_of_threads(), _AS_IT_IS)
 
 
 def linear(
@@ -62,8 +70,10 @@ def dgrad(
     dy: Tensor, weight: Tensor, group_sizes: Tensor, row_scale: Tensor | None, weight_layout: int, *, eager: bool
 ) -> Tensor:
     """dx with a zeroed tail."""
-    if eager:
-        dx = try_linear(dy, weight, group_sizes, None, row_scale, other_layout(weight_layout))
+    calls = _direct.calls
+    if eager and calls is not None:
+        operands = (dy, weight, group_sizes, None, row_scale)
+        dx = calls.create(_MM, operands, _READ_OTHER_WAY[weight_layout], _number_of_threads(), _AS_IT_IS)
         if dx is not None:
             return dx
     dx = dy.new_empty(dy.shape[0], weight.shape[2 - weight_layout])
@@ -73,8 +83,10 @@ def dgrad(
 
 def wgrad(x: Tensor, dy: Tensor, group_sizes: Tensor, weight_layout: int, *, eager: bool) -> Tensor:
     """dW in the weight's storage and the dtype of dy."""
-    if eager:
-        dweight = _create(_WGRAD, (x, dy, group_sizes), _BY_SIZES[weight_layout])
+    calls = _direct.calls
+    if eager and calls is not None:
+        options = _BY_SIZES[weight_layout]
+        dweight = calls.create(_WGRAD, (x, dy, group_sizes), options, _number_of_threads(), _AS_IT_IS)
         if dweight is not None:
             return dweight
     columns = (dy.shape[1], x.shape[1])
@@ -114,11 +126,17 @@ def try_mlp(
 
 def try_product(rows: Tensor, matrices: Tensor, offs: Tensor | None, bias: Tensor | None) -> Tensor | None:
     """``rows[t] @ matrices[g(t)]``, matrices ``[G, K, N]`` stored by rows or by columns; None as `try_linear`."""
-    by_rows = matrices.is_contiguous()
-    options, turned = (_BY_ENDS[_GKN], _AS_IT_IS) if by_rows else (_BY_ENDS[_GNK], _SECOND)
-    return _create(_MM, (rows, matrices, offs, bias, None), options, turned)
+    calls = _direct.calls
+    if calls is None:
+        return None
+    return calls.create(_MM, (rows, matrices, offs, bias, None), _BY_ENDS[_GNK], _number_of_threads(), _SECOND)
 
 
 def try_contraction(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor | None:
     """``a[:, g's] @ b[g's]`` for each group g, a stored by columns and b by rows; None as `try_linear`."""
     return _create(_WGRAD, (a, b, offs), _BY_ENDS[_GKN], _FIRST)
+
+
+def try_contraction_of_rows(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor | None:
+    """``a[g's].mT @ b[g's]`` for each group g, both stored by rows; None as `try_linear`."""
+    return _create(_WGRAD, (a, b, offs), _BY_ENDS[_GKN])

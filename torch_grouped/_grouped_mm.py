@@ -236,11 +236,15 @@ class GroupedProductFunction(torch.autograd.Function):
         da = db = dbias = None
         dy = dy.to(ctx.dtype)
         # What is differentiated again, or seen by a transform, has to be the function itself.
-        times = _differentiable_product if torch.is_grad_enabled() or not is_eager() else product
-        if ctx.needs_input_grad[0]:
-            da = times(b, dy.mT, offs).mT if ctx.by_columns[0] else times(dy, b.mT, offs)
-        if ctx.needs_input_grad[1]:
-            db = times(dy.mT, a, offs).mT if ctx.by_columns[1] else times(a.mT, dy, offs)
+        again = torch.is_grad_enabled() or not is_eager()
+        times = _differentiable_product if again else product
+        a_by_columns, b_by_columns = ctx.by_columns
+        if not again and dy.dim() == 2 and not a_by_columns:
+            da, db = _of_rows_in_groups(ctx.needs_input_grad, a, b, offs, dy, b_by_columns)
+        if ctx.needs_input_grad[0] and da is None:
+            da = times(b, dy.mT, offs).mT if a_by_columns else times(dy, b.mT, offs)
+        if ctx.needs_input_grad[1] and db is None:
+            db = times(dy.mT, a, offs).mT if b_by_columns else times(a.mT, dy, offs)
         if ctx.needs_input_grad[2]:
             dbias = _bias_gradient(dy, ctx.bias_dtype, offs)
         return da, db, dbias, None, None, None
@@ -249,6 +253,22 @@ class GroupedProductFunction(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple, *arguments: Any) -> tuple:
         """One element of the batch after another."""
         return in_a_loop(GroupedProductFunction, info, in_dims, arguments)
+
+
+def _of_rows_in_groups(
+    needs: tuple, a: Tensor | None, b: Tensor | None, offs: Tensor | None, dy: Tensor, b_by_columns: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """da and db where rows of a are in groups, without the views that `product` takes; None for what is not served."""
+    da = db = None
+    if needs[0] and b is not None and b.dim() == 3:
+        da = _fresh.try_product(dy, b.mT, offs, None)
+    if needs[1] and a is not None and a.dim() == 2:
+        db = (
+            _fresh.try_contraction_of_rows(dy, a, offs) if b_by_columns else _fresh.try_contraction_of_rows(a, dy, offs)
+        )
+        if db is not None and b_by_columns:
+            db = db.mT
+    return da, db
 
 
 def _differentiable_product(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor:

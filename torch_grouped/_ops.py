@@ -151,6 +151,12 @@ def _core_operator(schema: str, fake: Callable[..., None]) -> Callable[[Callable
     return register
 
 
+def invoke(eager: bool, operator: Any, *arguments: Any) -> None:
+    """``operator(*arguments)``. `eager`: it is known that `is_eager()`, which costs as much to ask as the rules."""
+    if not (eager and operator.__wrapped__(_Direct, *arguments)):
+        operator(*arguments)
+
+
 def _hint(size: int | torch.SymInt) -> int | None:
     return size.node.hint if isinstance(size, torch.SymInt) and size.node.has_hint() else None
 
@@ -183,7 +189,10 @@ def linear(call, x, weight, group_sizes, bias, row_scale, out, dgrad_out, wgrad_
     """Forward. The gradient buffers are only checked, so that a bad one fails here and not in backward."""
     tensors = (x, weight, group_sizes, bias, row_scale, out)
     options = _options(weight_layout, zero_tail)
-    has_buffers = not zero_tail or dgrad_out is not None or wgrad_out is not None
+    has_buffers = dgrad_out is not None or wgrad_out is not None
+    # Of `out` alone the product has these rules, but for a wider dtype, and other words, which nobody reads here.
+    if not has_buffers and not zero_tail:
+        has_buffers = call is not _Direct or out.dtype != x.dtype
     if has_buffers and not call.check(Op.LINEAR, (*tensors, dgrad_out, wgrad_out), options):
         return False
     return call.run(Op.MM, tensors, options, (out,))

@@ -4,13 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from grouped_core import activation_options, weight_layout_code
 from torch_grouped import _fresh
 from torch_grouped._autocast import autocast_operands, autocast_probs
-from torch_grouped._autograd import GroupedActivationFunction, GroupedLinearFunction, apply, apply_eagerly, needs_graph
+from torch_grouped._autograd import (
+    GroupedActivationFunction,
+    GroupedLinearFunction,
+    GroupedLinearFunctionEager,
+    apply,
+    apply_eagerly,
+    needs_graph,
+)
 from torch_grouped._buffers import apart_from as _apart_from
 from torch_grouped._buffers import detached as _detached
 from torch_grouped._direct import is_eager, may_autocast
@@ -18,6 +26,8 @@ from torch_grouped._grouped_mm import grouped_mm
 from torch_grouped._mlp import grouped_mlp
 from torch_grouped._sizes import GroupSizes, on_device
 from torch_grouped._transforms import refuse_buffers_under_transforms
+
+_GNK = weight_layout_code("gnk")
 
 __all__ = ["grouped_activation", "grouped_linear", "grouped_mlp", "grouped_mm"]
 
@@ -75,19 +85,8 @@ def grouped_linear(
     ``row_scale`` the weight and bias gradients are those of ``dy * row_scale`` rounded to dtype of x.
     Source: the semantics of TransformerEngine's GroupedLinear with caller buffers (its PR #3161).
     """
-    return linear_with(
-        None,
-        x,
-        weight,
-        group_sizes,
-        bias,
-        row_scale=row_scale,
-        out=out,
-        dgrad_out=dgrad_out,
-        wgrad_out=wgrad_out,
-        accumulate_wgrad=accumulate_wgrad,
-        weight_layout=weight_layout,
-    )
+    how = (row_scale, out, dgrad_out, wgrad_out, accumulate_wgrad, weight_layout)
+    return linear_with(None, x, weight, group_sizes, bias, *how)
 
 
 def linear_with(
@@ -96,7 +95,6 @@ def linear_with(
     weight: Tensor,
     group_sizes: GroupSizes,
     bias: Tensor | None = None,
-    *,
     row_scale: Tensor | None = None,
     out: Tensor | None = None,
     dgrad_out: Tensor | None = None,
@@ -105,7 +103,7 @@ def linear_with(
     weight_layout: str = "gnk",
 ) -> Tensor:
     """`grouped_linear` whose weight gradient `take_wgrad` computes; see `GroupedLinearFunction`."""
-    layout = weight_layout_code(weight_layout)
+    layout = _GNK if weight_layout == "gnk" else weight_layout_code(weight_layout)
     eager = is_eager()
     graph = eager and needs_graph(x, weight, bias, row_scale)
     has_buffers = not (out is None and dgrad_out is None and wgrad_out is None)
@@ -119,22 +117,16 @@ def linear_with(
             return y
     if has_buffers:
         out, dgrad_out, wgrad_out = _detached(out), _detached(dgrad_out), _detached(wgrad_out)
-    inputs = (
-        x,
-        weight,
-        bias,
-        row_scale,
-        on_device(group_sizes, x.device),
-        out,
-        dgrad_out,
-        wgrad_out,
-        accumulate_wgrad,
-        layout,
-        take_wgrad,
-    )
+    # On CUDA as on_device says too, which wants a device made.
+    there = isinstance(group_sizes, Tensor) and group_sizes.is_cuda
+    sizes: Any = group_sizes if there else on_device(group_sizes, x.device)
+    inputs = (x, weight, bias, row_scale, sizes, out)
+    how = (dgrad_out, wgrad_out, accumulate_wgrad, layout, take_wgrad)
+    if graph:
+        return apply_eagerly(GroupedLinearFunctionEager, True, (*inputs, how))
     if eager:
-        return apply_eagerly(GroupedLinearFunction, graph, inputs)
-    return _apart_from(out, GroupedLinearFunction.apply(*inputs))
+        return GroupedLinearFunctionEager.forward(*inputs, how)
+    return _apart_from(out, GroupedLinearFunction.apply(*inputs, *how))
 
 
 def grouped_activation(

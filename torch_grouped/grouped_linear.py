@@ -161,7 +161,7 @@ class GroupedLinear(nn.Module):
           NotImplementedError: under torch.compile with ``delay_wgrad_compute`` or ``grad_added_to_main_grad``.
         """
         weight, bias = _parameter(self, "weight"), _parameter(self, "bias")
-        rows = as_rows(inp)
+        rows = inp if inp.dim() == 2 else as_rows(inp)
         take_wgrad = wgrad_out = None
         overwrite = bool(is_first_microbatch)
         if self.fuse_wgrad_accumulation or self.delay_wgrad_compute:
@@ -172,10 +172,11 @@ class GroupedLinear(nn.Module):
             weight,
             m_splits,
             None if self.return_bias else bias,
-            out=out,
-            dgrad_out=dgrad_out,
-            wgrad_out=wgrad_out,
-            accumulate_wgrad=not overwrite,
+            None,
+            out,
+            dgrad_out,
+            wgrad_out,
+            not overwrite,
         )
         if rows is not inp:
             y = in_form_of(inp, y)

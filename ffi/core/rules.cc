@@ -42,18 +42,6 @@ int64_t bytes_of(const grouped_tensor& t) {
   return n;
 }
 
-bool is_contiguous(const grouped_tensor& t) {
-  int64_t expected = 1;
-  for (int i = 0; i < t.rank; ++i) {
-    if (t.shape[i] == 0) return true;
-  }
-  for (int i = t.rank - 1; i >= 0; --i) {
-    if (t.shape[i] != 1 && t.strides[i] != expected) return false;
-    expected *= t.shape[i];
-  }
-  return true;
-}
-
 bool computes_on(int32_t dtype) { return dtype >= GROUPED_F16 && dtype <= GROUPED_F64; }
 
 class Checker {
@@ -76,24 +64,30 @@ class Checker {
     base_dtype_ = base->dtype;
     out_.device = arguments_[0].tensor->device;
     for (int i = 0; i < count_; ++i) {
-      for (auto check :
-           {&Checker::shape, &Checker::dtype, &Checker::device, &Checker::contiguous, &Checker::no_grad}) {
-        Status s = (this->*check)(arguments_[i]);
-        if (!s.ok()) return s;
-      }
+      const Argument& a = arguments_[i];
+      if (!(shape(a) && dtype(a) && device(a) && contiguous(a) && no_grad(a))) return std::move(refusal_);
     }
     out_.base = static_cast<DType>(base_dtype_);
-    for (auto check : {&Checker::allocated, &Checker::aligned, &Checker::apart}) {
-      for (int i = 0; i < count_; ++i) {
-        Status s = (this->*check)(arguments_[i]);
-        if (!s.ok()) return s;
-      }
-    }
+    if (!(all(&Checker::allocated) && all(&Checker::aligned) && all(&Checker::apart)))
+      return std::move(refusal_);
     return Status();
   }
 
  private:
-  Status shape(const Argument& a) {
+  // The checks say whether all is well, and keep what they refuse: a Status each would be most of their cost.
+  bool refuse(int32_t code, std::string message) {
+    refusal_ = Status(code, std::move(message));
+    return false;
+  }
+
+  bool all(bool (Checker::*check)(const Argument&)) {
+    for (int i = 0; i < count_; ++i) {
+      if (!(this->*check)(arguments_[i])) return false;
+    }
+    return true;
+  }
+
+  bool shape(const Argument& a) {
     const int rank = static_cast<int>(std::char_traits<char>::length(a.dims));
     bool fits = a.tensor->rank == rank;
     for (int i = 0; fits && i < rank; ++i) {
@@ -106,10 +100,10 @@ class Checker {
       out_.dims.bind(a.dims[i], a.tensor->shape[i]);
       if (a.dims[i] == 'H') out_.dims.bind('F', gated_ ? a.tensor->shape[i] / 2 : a.tensor->shape[i]);
     }
-    return Status();
+    return true;
   }
 
-  Status dtype(const Argument& a) {
+  bool dtype(const Argument& a) {
     const int32_t given = a.tensor->dtype;
     const bool narrow = base_dtype_ == GROUPED_F16 || base_dtype_ == GROUPED_BF16;
     bool fits = false;
@@ -124,6 +118,7 @@ class Checker {
         // A base that is itself unfit is reported at its own argument, which may come later.
         fits = computes_on(given) &&
                (given == base_dtype_ || (narrow && given == GROUPED_F32) || !computes_on(base_dtype_));
+        if (std::string_view(a.rule->name) == "row_scale") row_scale_dtype_ = given;
         break;
       case DTypeRule::kSizes:
         fits = given == GROUPED_I32 || given == GROUPED_I64;
@@ -132,29 +127,28 @@ class Checker {
         fits = given == row_scale_dtype_;
         break;
     }
-    if (std::string_view(a.rule->name) == "row_scale") row_scale_dtype_ = given;
-    return fits ? Status() : fail(GROUPED_BAD_TYPE, a);
+    return fits || fail(GROUPED_BAD_TYPE, a);
   }
 
-  Status device(const Argument& a) {
-    if (a.tensor->device == out_.device) return Status();
-    return Status(GROUPED_BAD_VALUE, std::string(a.name()) + " must be on " + device_words(out_.device) +
+  bool device(const Argument& a) {
+    if (a.tensor->device == out_.device) return true;
+    return refuse(GROUPED_BAD_VALUE, std::string(a.name()) + " must be on " + device_words(out_.device) +
                                          ", as " + arguments_[0].name() + " is; got " +
                                          device_words(a.tensor->device) + ". Move it before the call.");
   }
 
-  Status contiguous(const Argument& a) {
-    if (is_contiguous(*a.tensor)) return Status();
-    return Status(GROUPED_BAD_VALUE,
+  bool contiguous(const Argument& a) {
+    if (is_contiguous(*a.tensor)) return true;
+    return refuse(GROUPED_BAD_VALUE,
                   std::string(a.name()) + " must be contiguous; got shape " +
                       list_words(a.tensor->shape, a.tensor->rank) + " with strides " +
                       list_words(a.tensor->strides, a.tensor->rank) + ". " +
                       (a.rule->buffer ? "Pass a contiguous buffer" : "Pass a contiguous copy") + ".");
   }
 
-  Status no_grad(const Argument& a) {
-    if (!a.rule->buffer || (a.tensor->flags & GROUPED_TENSOR_REQUIRES_GRAD) == 0) return Status();
-    return Status(GROUPED_BAD_VALUE,
+  bool no_grad(const Argument& a) {
+    if (!a.rule->buffer || (a.tensor->flags & GROUPED_TENSOR_REQUIRES_GRAD) == 0) return true;
+    return refuse(GROUPED_BAD_VALUE,
                   std::string(a.name()) +
                       " must not require grad: it is memory to write into; got a tensor that "
                       "does. Pass " +
@@ -166,25 +160,25 @@ class Checker {
   }
 
   // A framework can free what a tensor points to and keep the tensor.
-  Status allocated(const Argument& a) {
-    if (!has_bytes(a) || a.tensor->data != nullptr) return Status();
-    return Status(GROUPED_BAD_VALUE, std::string(a.name()) +
+  bool allocated(const Argument& a) {
+    if (!has_bytes(a) || a.tensor->data != nullptr) return true;
+    return refuse(GROUPED_BAD_VALUE, std::string(a.name()) +
                                          " must have memory; got a tensor whose storage was freed. "
                                          "Allocate or gather it before the call.");
   }
 
-  Status aligned(const Argument& a) {
-    if (!a.rule->buffer || !has_bytes(a)) return Status();
+  bool aligned(const Argument& a) {
+    if (!a.rule->buffer || !has_bytes(a)) return true;
     const auto address = reinterpret_cast<uintptr_t>(a.tensor->data);
-    if (address % kBufferAlignment == 0) return Status();
-    return Status(GROUPED_BAD_VALUE,
+    if (address % kBufferAlignment == 0) return true;
+    return refuse(GROUPED_BAD_VALUE,
                   std::string(a.name()) + " must be 16-byte aligned; got an address " +
                       std::to_string(address % kBufferAlignment) +
                       " bytes past a multiple of 16. Begin it at the start of an allocation.");
   }
 
-  Status apart(const Argument& a) {
-    if (!a.rule->buffer || !has_bytes(a)) return Status();
+  bool apart(const Argument& a) {
+    if (!a.rule->buffer || !has_bytes(a)) return true;
     const auto begin = reinterpret_cast<uintptr_t>(a.tensor->data);
     const auto end = begin + static_cast<uintptr_t>(bytes_of(*a.tensor));
     for (int i = 0; i < count_; ++i) {
@@ -193,15 +187,15 @@ class Checker {
       const auto other_begin = reinterpret_cast<uintptr_t>(other.tensor->data);
       const auto other_end = other_begin + static_cast<uintptr_t>(bytes_of(*other.tensor));
       if (begin < other_end && other_begin < end) {
-        return Status(GROUPED_BAD_VALUE, std::string(a.name()) + " must not overlap " + other.name() +
+        return refuse(GROUPED_BAD_VALUE, std::string(a.name()) + " must not overlap " + other.name() +
                                              "; got memory that they share. Pass memory of its own.");
       }
     }
-    return Status();
+    return true;
   }
 
-  Status fail(int32_t code, const Argument& a) const {
-    return Status(code, std::string(a.name()) + " must be " + expected_words(a) + "; got " +
+  bool fail(int32_t code, const Argument& a) {
+    return refuse(code, std::string(a.name()) + " must be " + expected_words(a) + "; got " +
                             given_words(*a.tensor) + "." + way_out(a));
   }
 
@@ -237,9 +231,22 @@ class Checker {
   int count_ = 0;
   int32_t base_dtype_ = GROUPED_OTHER;
   int32_t row_scale_dtype_ = GROUPED_OTHER;
+  Status refusal_;
 };
 
 }  // namespace
+
+bool is_contiguous(const grouped_tensor& t) {
+  int64_t expected = 1;
+  for (int i = 0; i < t.rank; ++i) {
+    if (t.shape[i] == 0) return true;
+  }
+  for (int i = t.rank - 1; i >= 0; --i) {
+    if (t.shape[i] != 1 && t.strides[i] != expected) return false;
+    expected *= t.shape[i];
+  }
+  return true;
+}
 
 Status check_arguments(const OperationRule& rule, const void* args, int32_t weight_layout, bool gated,
                        Checked* out) {

@@ -58,6 +58,9 @@ struct Checked {
   int32_t device = GROUPED_DEVICE_CPU;
 };
 
+// Whether the elements lie one after another in the order of the dimensions; so if there are none.
+bool is_contiguous(const grouped_tensor& t);
+
 // `gated` says how H and F hang together; only activations read it.
 Status check_arguments(const OperationRule& rule, const void* args, int32_t weight_layout, bool gated,
                        Checked* out);

@@ -16,7 +16,34 @@ int32_t finish(int32_t op, int32_t (*function)(const Args*, const grouped_launch
                            : run_on_demand(op, &args, *launch, *source, status);
 }
 
+// The size that a letter of the rule table stands for, as the first of the tensors that has it tells.
+int64_t size_behind(char letter, const OperationRule& rule, int32_t count, const Options& options,
+                    const grouped_tensor* const* tensors) {
+  for (int32_t i = 0; i < count; ++i) {
+    if (tensors[i] == nullptr) continue;
+    const char* letters = rule.arguments[i].dims[options.weight_layout];
+    for (int32_t d = 0; d < tensors[i]->rank && letters[d] != '\0'; ++d) {
+      if (letters[d] == letter) return tensors[i]->shape[d];
+      if (letters[d] == 'H' && letter == 'F') return tensors[i]->shape[d] / (has_gate(options) ? 2 : 1);
+    }
+  }
+  return 0;
+}
+
 }  // namespace
+
+bool is_contiguous(const grouped_tensor& tensor) { return grouped::is_contiguous(tensor); }
+
+int32_t shape_of(int32_t op, int32_t place, const grouped_tensor* const* tensors, const Options& options,
+                 int64_t* shape) {
+  const OperationRule* rule = rule_of(op);
+  const int32_t layout = options.weight_layout;
+  if (rule == nullptr || place < 0 || place >= rule->count || layout < 0 || layout > 1) return -1;
+  int32_t rank = 0;
+  for (const char* letter = rule->arguments[place].dims[layout]; *letter != '\0'; ++letter)
+    shape[rank++] = size_behind(*letter, *rule, place, options, tensors);
+  return rank;
+}
 
 bool is_buffer(int32_t op, int32_t place) {
   const OperationRule* rule = rule_of(op);

@@ -3,6 +3,7 @@
 
 #include <nanobind/ndarray.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "python/options.h"
@@ -77,24 +78,15 @@ bool convert(const dltensor& from, grouped_tensor* to) {
   return true;
 }
 
-// The dims of an operation by letter, as far as its tensors tell; 0 for one that none has.
-class DimsByLetter {
- public:
-  DimsByLetter(int32_t op, const doors::Options& options, const grouped_tensor* const* tensors) {
-    for (int32_t i = 0; i < doors::kMaxArguments; ++i) {
-      const char* letters = grouped_argument_dims(op, options.weight_layout, i, nullptr);
-      if (letters == nullptr) break;
-      for (int32_t d = 0; tensors[i] != nullptr && d < tensors[i]->rank && letters[d] != '\0'; ++d) {
-        value_[letters[d] - 'A'] = tensors[i]->shape[d];
-        if (letters[d] == 'H') value_['F' - 'A'] = tensors[i]->shape[d] / (doors::has_gate(options) ? 2 : 1);
-      }
-    }
+nb::object tuple_of(const int64_t* values, int32_t count) {
+  nb::object tuple = nb::steal(PyTuple_New(count));
+  for (int32_t i = 0; tuple.is_valid() && i < count; ++i) {
+    PyObject* value = PyLong_FromLongLong(values[i]);
+    if (value == nullptr) return nb::object();
+    PyTuple_SetItem(tuple.ptr(), i, value);
   }
-  int64_t operator[](char letter) const { return value_[letter - 'A']; }
-
- private:
-  int64_t value_[26] = {};
-};
+  return tuple;
+}
 
 // Scratch memory for one call: on CPU its own if it suffices, else from the framework's allocator, which
 // knows what a later call on the same stream may reuse.
@@ -140,7 +132,7 @@ struct DirectCalls::Arguments {
   nb::dlpack::device device = {};  // of the first tensor
 };
 
-DirectCalls::DirectCalls(const nb::capsule& exchange, const nb::tuple& classes)
+DirectCalls::DirectCalls(const nb::capsule& exchange, const nb::tuple& classes, nb::handle quick_memory)
     : exchange_(static_cast<const DlpackExchange*>(exchange.data("dlpack_exchange_api"))),
       requires_grad_(nb::steal(PyUnicode_InternFromString("requires_grad"))),
       new_empty_(nb::steal(PyUnicode_InternFromString("new_empty"))) {
@@ -148,6 +140,26 @@ DirectCalls::DirectCalls(const nb::capsule& exchange, const nb::tuple& classes)
   while (exchange_ != nullptr && exchange_->version.major != kDlpackMajor) exchange_ = exchange_->older;
   if (exchange_ == nullptr) throw nb::value_error("the framework speaks no version 1 of DLPack");
   for (nb::handle c : classes) classes_.push_back(nb::borrow(c));
+  if (quick_memory.is_none()) return;
+  const auto given = nb::cast<nb::tuple>(quick_memory);
+  if (nb::len(given) != 4)
+    throw nb::value_error("quick memory is (on a CPU, on CUDA, current device, dtypes)");
+  quick_memory_.on_cpu = given[0];
+  quick_memory_.on_cuda = given[1];
+  quick_memory_.current_device = given[2];
+  for (int32_t code = GROUPED_F16; code <= GROUPED_F64; ++code) quick_memory_.dtypes[code] = given[3][code];
+}
+
+const nb::object* DirectCalls::quick_memory_for(const grouped_tensor& like) const {
+  const bool on_cpu = like.device == GROUPED_DEVICE_CPU;
+  const nb::object* function = on_cpu ? &quick_memory_.on_cpu : &quick_memory_.on_cuda;
+  const bool has_dtype = like.dtype >= GROUPED_F16 && like.dtype <= GROUPED_F64;
+  if (!function->is_valid() || function->is_none() || !has_dtype) return nullptr;
+  if (on_cpu) return function;
+  const nb::object current = nb::steal(PyObject_CallNoArgs(quick_memory_.current_device.ptr()));
+  if (current.is_valid() && PyLong_AsLong(current.ptr()) == like.device) return function;
+  PyErr_Clear();
+  return nullptr;
 }
 
 bool DirectCalls::is_served(nb::handle tensor) const {
@@ -226,30 +238,46 @@ bool DirectCalls::run(int32_t op, const nb::tuple& tensors, const nb::tuple& opt
   return launch(op, arguments, read_options(options), num_threads);
 }
 
+nb::object DirectCalls::new_tensor(nb::handle like, const grouped_tensor& t, const int64_t* shape,
+                                   int32_t rank) const {
+  const nb::object sizes = tuple_of(shape, rank);
+  if (!sizes.is_valid()) return sizes;
+  const nb::object* quickly = quick_memory_for(t);
+  if (quickly == nullptr) {
+    PyObject* call[] = {like.ptr(), sizes.ptr()};
+    return nb::steal(PyObject_VectorcallMethod(new_empty_.ptr(), call, 2, nullptr));
+  }
+  int64_t steps[GROUPED_MAX_RANK], step = 1;
+  for (int32_t d = rank - 1; d >= 0; --d) {
+    steps[d] = step;
+    step *= std::max<int64_t>(shape[d], 1);
+  }
+  const nb::object strides = tuple_of(steps, rank);
+  if (!strides.is_valid()) return strides;
+  PyObject* call[] = {sizes.ptr(), strides.ptr(), quick_memory_.dtypes[t.dtype].ptr()};
+  return nb::steal(PyObject_Vectorcall(quickly->ptr(), call, 3, nullptr));
+}
+
 nb::object DirectCalls::create(int32_t op, const nb::tuple& operands, const nb::tuple& options,
                                int32_t num_threads, int32_t turned) const {
   const int place = static_cast<int>(nb::len(operands));  // the result's
   Arguments arguments;
   if (place >= doors::kMaxArguments || !read(operands, &arguments)) return nb::none();
+  doors::Options o = read_options(options);
   if (turned >= 0 && turned < place) {
     grouped_tensor& t = arguments.storage[turned];
     if (t.rank < 2) return nb::none();
-    std::swap(t.shape[t.rank - 1], t.shape[t.rank - 2]);
-    std::swap(t.strides[t.rank - 1], t.strides[t.rank - 2]);
+    if (op == GROUPED_OP_MM && doors::is_contiguous(t)) {
+      o.weight_layout = 1 - o.weight_layout;
+    } else {
+      std::swap(t.shape[t.rank - 1], t.shape[t.rank - 2]);
+      std::swap(t.strides[t.rank - 1], t.strides[t.rank - 2]);
+    }
   }
-  const doors::Options o = read_options(options);
-  const char* letters = grouped_argument_dims(op, o.weight_layout, place, nullptr);
-  if (letters == nullptr) return nb::none();
-  const DimsByLetter dims(op, o, arguments.list);
-
-  nb::object sizes[GROUPED_MAX_RANK];
-  PyObject* call[GROUPED_MAX_RANK + 1] = {nb::handle(operands[0]).ptr()};
-  size_t count = 0;
-  for (; letters[count] != '\0'; ++count) {
-    sizes[count] = nb::steal(PyLong_FromLongLong(dims[letters[count]]));
-    call[count + 1] = sizes[count].ptr();
-  }
-  const nb::object result = nb::steal(PyObject_VectorcallMethod(new_empty_.ptr(), call, count + 1, nullptr));
+  int64_t shape[GROUPED_MAX_RANK];
+  const int32_t rank = doors::shape_of(op, place, arguments.list, o, shape);
+  if (rank < 0) return nb::none();
+  const nb::object result = new_tensor(operands[0], arguments.storage[0], shape, rank);
   if (!result.is_valid()) {
     PyErr_Clear();
     return nb::none();

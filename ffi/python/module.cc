@@ -133,7 +133,8 @@ NB_MODULE(_core, m) {
         "num_threads"_a, "Checks, then launches `op`.");
   nb::class_<DirectCalls>(m, "DirectCalls",
                           "Operations on tensor objects that offer DLPack's C exchange interface.")
-      .def(nb::init<const nb::capsule&, const nb::tuple&>(), "exchange"_a, "classes"_a)
+      .def(nb::init<const nb::capsule&, const nb::tuple&, nb::handle>(), "exchange"_a, "classes"_a,
+           "quick_memory"_a = nb::none())
       .def("check", &DirectCalls::check, "op"_a, "tensors"_a, "options"_a, "Whether the rules of `op` hold.")
       .def("run", &DirectCalls::run, "op"_a, "tensors"_a, "options"_a, "num_threads"_a,
            "Whether `op` ran; if not, nothing was written, and `run` on descriptions tells why.")

@@ -79,7 +79,7 @@ def _sites(*paths: str, pattern: str) -> list[str]:
 
 def test_every_refusal_of_the_checker_is_listed_once():
     """A rule that is added to the checker needs an example and a cause in docs/site/core_rules.py."""
-    in_checker = _sites("ffi/core/rules.cc", pattern=r"return (?:Status|[^;]*?fail)\(GROUPED_BAD_\w+")
+    in_checker = _sites("ffi/core/rules.cc", pattern=r"return (?:Status|refuse|[^;]*?fail)\(GROUPED_BAD_\w+")
     of_sizes = _sites("ffi/core/offsets.cc", pattern=r"return at \+")
     listed = core_rules.refusals()
     assert len(listed) == len(in_checker) + len(of_sizes)

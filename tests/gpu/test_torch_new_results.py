@@ -10,7 +10,7 @@ import torch
 from frameworks import DEVICE, from_torch
 from tolerances import assert_bits
 
-from grouped_core import Op
+from grouped_core import DirectCalls, Op
 from torch_grouped import _direct, functional
 
 T, G, K, N = 700, 3, 64, 72  # rows that both kernel families take, and a tail
@@ -84,3 +84,24 @@ def test_new_results_have_the_bits_of_the_operators(monkeypatch, dtype, function
     for f, e in zip(found, expected, strict=True):
         assert_bits(from_torch(f), from_torch(e))
     assert not found[0][650:].any()
+
+
+def test_memory_comes_from_where_compiled_code_takes_it(monkeypatch):
+    on_cpu, on_cuda, current_device, dtypes = _direct._quick_memory()
+    assert current_device() == torch.cuda.current_device()
+    taken = []
+
+    def recorded(*given):
+        taken.append(given)
+        return on_cuda(*given)
+
+    exchange = torch.Tensor.__dlpack_c_exchange_api__  # pyright: ignore[reportAttributeAccessIssue]
+    quick_memory = (on_cpu, recorded, current_device, dtypes)
+    monkeypatch.setattr(_direct, "calls", DirectCalls(exchange, _direct._PLAIN, quick_memory))
+    x = torch.randn(T, K, dtype=torch.bfloat16, device=DEVICE)
+    weight, sizes = torch.randn(G, N, K, dtype=x.dtype, device=DEVICE), torch.tensor([400, 0, 250], device=DEVICE)
+    y = functional.grouped_linear(x, weight, sizes)
+    assert taken == [((T, N), (N, 1), torch.bfloat16)]
+    assert y.device == DEVICE
+    y.record_stream(torch.cuda.Stream(DEVICE))  # torch's own storage takes both
+    assert y.resize_(2 * T, N).shape == (2 * T, N)

@@ -327,6 +327,70 @@ def test_an_interface_that_is_not_torchs_own_is_not_used(monkeypatch):
     assert _direct._make_calls() is None
 
 
+def _calls_with(quick_memory):
+    exchange = torch.Tensor.__dlpack_c_exchange_api__  # pyright: ignore[reportAttributeAccessIssue]
+    return DirectCalls(exchange, (torch.Tensor,), quick_memory)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 3, 4), (0, 3, 4), (5, 0, 4), (5, 3, 1)], ids=str)
+def test_results_are_the_same_wherever_their_memory_comes_from(monkeypatch, dtype, shape):
+    rows, columns, depth = shape
+    x, weight = torch.randn(rows, depth).to(dtype), torch.randn(2, columns, depth).to(dtype)
+    sizes = torch.tensor([rows // 2, 0])
+    real, on_cuda, current, dtypes = _direct._quick_memory()
+    taken = []
+
+    def on_cpu(*given):
+        taken.append(given)
+        return real(*given)
+
+    found = []
+    for quick_memory in (None, (on_cpu, on_cuda, current, dtypes)):
+        monkeypatch.setattr(_direct, "calls", _calls_with(quick_memory))
+        with torch.no_grad():
+            found.append(grouped_linear(x, weight, sizes))
+    assert taken == [((rows, columns), torch.empty(rows, columns).stride(), dtype)]
+    plain, quick = found
+    assert (quick.dtype, quick.shape, quick.stride()) == (plain.dtype, plain.shape, plain.stride())
+    assert_bits(to_numpy(quick), to_numpy(plain))
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_a_product_reads_its_second_operand_as_it_is_stored(direct, by_rows):
+    rows, offs = torch.arange(12.0).view(4, 3), torch.tensor([1, 4])  # products of small integers are exact
+    matrices = torch.arange(30.0).view(2, 3, 5) if by_rows else torch.arange(30.0).view(2, 5, 3).mT
+    y = grouped_mm(rows, matrices, offs=offs)
+    assert direct.created == [Op.MM]
+    assert_bits(to_numpy(y), to_numpy(torch.cat([rows[:1] @ matrices[0], rows[1:] @ matrices[1]])))
+
+
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_an_out_that_only_the_product_would_take_is_refused(with_grad):
+    x, weight = torch.randn(4, 8, dtype=torch.bfloat16), torch.randn(2, 3, 8, dtype=torch.bfloat16)
+    out = torch.full((4, 3), 7.0)  # the core's product takes fp32 beside 16 bits, the linear layer does not
+    with pytest.raises(TypeError, match=r"out must be \[T=4, N=3\] bf16, contiguous.*; got \[4, 3\] f32"):
+        grouped_linear(x.requires_grad_(with_grad), weight, torch.tensor([1, 3]), out=out)
+    assert torch.all(out == 7)
+
+
+def test_memory_that_is_refused_leaves_the_call_to_the_operator(monkeypatch, problem):
+    def on_cpu(*given):
+        raise RuntimeError("no memory")
+
+    x, weight, sizes = to_torch(problem.x), to_torch(problem.weight), to_torch(problem.sizes)
+    expected = grouped_linear(x, weight, sizes)
+    calls = _calls_with((on_cpu, None, None, _direct._DTYPES))
+    assert calls.create(Op.MM, (x, weight, sizes, None, None), _ops._options(), 1, -1) is None
+    monkeypatch.setattr(_direct, "calls", calls)
+    assert_bits(to_numpy(grouped_linear(x, weight, sizes)), to_numpy(expected))
+
+
+def test_quick_memory_of_another_form_is_refused():
+    with pytest.raises(ValueError, match="quick memory is"):
+        _calls_with((None, None))
+
+
 def test_threads_call_at_the_same_time(problem):
     inputs, sizes = leaves(problem.inputs), to_torch(problem.sizes)
 

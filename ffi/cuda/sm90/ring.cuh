@@ -109,10 +109,15 @@ class RingReader {
     cursor_.advance();
     return stage;
   }
-  // Tells all blocks that this warp has read the stage.
+  // Tells all blocks that this warp has read the stage: its own as a local barrier, so that tools which watch
+  // shared memory see what orders this block's reads and the next use of the stage.
   __device__ __forceinline__ void release(int stage) const {
     const uint32_t lane = threadIdx.x % 32;
-    if (lane < blocks_in_cluster_) barrier_arrive_at(shared_.emptied(stage), lane);
+    if (lane == 0) {
+      barrier_arrive(shared_.emptied(stage));
+    } else if (lane < blocks_in_cluster_) {
+      barrier_arrive_at(shared_.emptied(stage), cluster_rank() ^ lane);
+    }
   }
   // Past stages that are the other multiplier's.
   __device__ __forceinline__ void skip(int stages) { cursor_.skip(stages); }

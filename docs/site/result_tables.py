@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import targets
 from benchmarks.operations import ACTIVATIONS, HOST_COSTS, LINEAR, MLP, OPERATIONS, PRODUCTS
+from benchmarks.peers.base import PEER
 from benchmarks.ratios import JAX_OURS, JAX_PEER, Row, means, median_us, rows
 from benchmarks.readme_table import step_time
 from benchmarks.results import FOLDER, load
@@ -56,6 +57,22 @@ def against_peers(data: dict[str, Any]) -> str:
 
 def _case(row: Row) -> str:
     return f"{row.ratio:.2f} ({row.case_id.partition('/')[0]}, {row.best_name})"
+
+
+def second_sitting(_: dict[str, Any]) -> str:
+    """TFLOP/s beside peers that want other libraries around them, from the file of their own sitting."""
+    cases = load(FOLDER / "h100_second.json")["cases"]
+    names = sorted({n for case in cases.values() for n, e in case["peers"].items() if e["role"] == PEER})
+    lines = []
+    for case_id, case in cases.items():
+        cells = [_rate(case, case["peers"].get(name, {})) for name in (OURS, *names)]
+        lines.append(["/".join(case_id.split("/")[:3]), *cells])
+    return _table(("case", "ours", *names), lines)
+
+
+def _rate(case: dict[str, Any], entry: dict[str, Any]) -> str:
+    us = median_us(entry)
+    return f"{case['flops'] / us * 1e-6:.0f}" if us else entry.get("status", "not run")
 
 
 def against_bounds(data: dict[str, Any]) -> str:
@@ -159,6 +176,7 @@ def draws(data: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "machine": machine,
     "against-peers": against_peers,
+    "second-sitting": second_sitting,
     "against-bounds": against_bounds,
     "in-jax": in_jax,
     "doors": doors,

@@ -27,7 +27,13 @@ from source_hash import ROOT, source_hash
 SITE = package.FOLDER / "site"
 LOGS = Path(os.environ.get("GROUPED_GPU_LOGS", package.FOLDER / "logs"))
 # The tools of compute-sanitizer, and the kernels that they watch.
-SANITIZERS = (("memcheck", ""), ("racecheck", ""), ("racecheck", "turns"), ("synccheck", "turns"))
+SANITIZERS = (
+    ("memcheck", ""),
+    ("racecheck", ""),
+    ("racecheck", "turns"),
+    ("racecheck", "share"),
+    ("synccheck", "turns"),
+)
 # Each configuration of the Hopper kernels in turn, and what serves other shapes and GPUs.
 FORCED = ("turns", "share", "portable")
 MODES = tuple(f"tests/torch/test_works_under_{name}.py" for name in ("compile", "modes", "transforms"))

@@ -23,8 +23,6 @@ _READ_OTHER_WAY = _BY_SIZES[::-1]
 _BY_ENDS = (_ops._options(0, True, ends=True), _ops._options(1, True, ends=True))
 _GNK, _GKN = 0, 1
 _AS_IT_IS, _FIRST, _SECOND = -1, 0, 1  # which operand is read turned
-
-
 _number_of_threads = torch.get_num_threads
 
 
@@ -37,11 +35,7 @@ def try_linear(
     x: Tensor, weight: Tensor, group_sizes: object, bias: Tensor | None, row_scale: Tensor | None, weight_layout: int
 ) -> Tensor | None:
     """`linear` where it is eager and there are no buffers; None where the native call does not serve."""
-    calls = _direct.calls  # as _create, without a call of its own
-    if calls is None:
-        return None
-    operands = (x, weight, group_sizes, bias, row_scale)
-    return calls.create(_MM, operands, _BY_SIZES[weight_layout], _number_of_threads(), _AS_IT_IS)
+    return _create(_MM, (x, weight, group_sizes, bias, row_scale), _BY_SIZES[weight_layout])
 
 
 def linear(
@@ -70,10 +64,8 @@ def dgrad(
     dy: Tensor, weight: Tensor, group_sizes: Tensor, row_scale: Tensor | None, weight_layout: int, *, eager: bool
 ) -> Tensor:
     """dx with a zeroed tail."""
-    calls = _direct.calls
-    if eager and calls is not None:
-        operands = (dy, weight, group_sizes, None, row_scale)
-        dx = calls.create(_MM, operands, _READ_OTHER_WAY[weight_layout], _number_of_threads(), _AS_IT_IS)
+    if eager:
+        dx = _create(_MM, (dy, weight, group_sizes, None, row_scale), _READ_OTHER_WAY[weight_layout])
         if dx is not None:
             return dx
     dx = dy.new_empty(dy.shape[0], weight.shape[2 - weight_layout])
@@ -83,10 +75,8 @@ def dgrad(
 
 def wgrad(x: Tensor, dy: Tensor, group_sizes: Tensor, weight_layout: int, *, eager: bool) -> Tensor:
     """dW in the weight's storage and the dtype of dy."""
-    calls = _direct.calls
-    if eager and calls is not None:
-        options = _BY_SIZES[weight_layout]
-        dweight = calls.create(_WGRAD, (x, dy, group_sizes), options, _number_of_threads(), _AS_IT_IS)
+    if eager:
+        dweight = _create(_WGRAD, (x, dy, group_sizes), _BY_SIZES[weight_layout])
         if dweight is not None:
             return dweight
     columns = (dy.shape[1], x.shape[1])
@@ -126,10 +116,7 @@ def try_mlp(
 
 def try_product(rows: Tensor, matrices: Tensor, offs: Tensor | None, bias: Tensor | None) -> Tensor | None:
     """``rows[t] @ matrices[g(t)]``, matrices ``[G, K, N]`` stored by rows or by columns; None as `try_linear`."""
-    calls = _direct.calls
-    if calls is None:
-        return None
-    return calls.create(_MM, (rows, matrices, offs, bias, None), _BY_ENDS[_GNK], _number_of_threads(), _SECOND)
+    return _create(_MM, (rows, matrices, offs, bias, None), _BY_ENDS[_GNK], _SECOND)
 
 
 def try_contraction(a: Tensor, b: Tensor, offs: Tensor | None) -> Tensor | None:

@@ -38,13 +38,15 @@ def test_short_sums(rng, accumulate):
     out = Guarded(old.shape, torch.float32)
     y = grouped_linear(to_torch(x), weight, to_torch(sizes), wgrad_out=out.tensor, accumulate_wgrad=accumulate)
     gradient, held = to_torch(dy), to_torch(old)
-    first = None
-    for _ in range(LAUNCHES):
+
+    def launch() -> torch.Tensor:
         out.tensor.copy_(held)
         torch.autograd.grad(y, [weight], gradient, allow_unused=True, retain_graph=True)
-        if first is None:
-            first = out.tensor.clone()
-        assert torch.equal(out.tensor, first)
+        return out.tensor
+
+    first = launch().clone()
+    for _ in range(LAUNCHES):
+        assert torch.equal(launch(), first)
     out.check()
     result = from_torch(first)
     assert_close(result, reference.grouped_wgrad(x, dy, sizes, old=old if accumulate else None), 64 + accumulate)

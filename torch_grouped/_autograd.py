@@ -88,7 +88,7 @@ class GroupedLinearFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """Saves what the wanted gradients need; `out` is never among it."""
-        _save_for_linear(ctx, *inputs[:6], how=inputs[6:])
+        _save_for_linear(ctx, inputs[:6], inputs[6:])
 
     @staticmethod
     @first_derivative_only
@@ -163,19 +163,11 @@ class GroupedLinearFunctionEager(GroupedLinearFunction):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """Saves what the wanted gradients need; `out` is never among it."""
-        _save_for_linear(ctx, *inputs)
+        _save_for_linear(ctx, inputs[:6], inputs[6])
 
 
-def _save_for_linear(
-    ctx: Any,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    row_scale: Tensor | None,
-    group_sizes: Tensor,
-    out: Tensor | None,
-    how: tuple,
-) -> None:
+def _save_for_linear(ctx: Any, tensors: tuple, how: tuple) -> None:
+    x, weight, bias, row_scale, group_sizes, out = tensors
     ctx.buffers_and_how = how  # one attribute: each costs
     if out is not None:
         ctx.mark_dirty(out)

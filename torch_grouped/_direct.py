@@ -19,8 +19,6 @@ from grouped_core import DirectCalls
 
 # Types whose instances are memory and nothing else. Subclasses go through the dispatcher.
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
 _DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)  # by the core's codes
 
 

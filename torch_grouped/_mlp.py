@@ -219,7 +219,7 @@ def run_mlp(
     )
     y, _, _ = apply(
         GroupedMLPFunction,
-        (x, fc1_weight, fc2_weight, on_device(group_sizes, x.device), fc1_bias, fc2_bias, row_scale),
+        (x, fc1_weight, fc2_weight, on_device(group_sizes, x), fc1_bias, fc2_bias, row_scale),
         detached(out),
         detached(dgrad_out),
         detached(wgrads_out[0]),

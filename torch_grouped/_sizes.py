@@ -11,19 +11,21 @@ import torch
 GroupSizes = torch.Tensor | Sequence[int]
 
 
-def on_device(group_sizes: GroupSizes, device: torch.device) -> torch.Tensor:
-    """Sizes as a tensor on `device`: as given if they are there, else through a pinned, asynchronous upload.
+def on_device(group_sizes: GroupSizes, like: torch.Tensor) -> torch.Tensor:
+    """Sizes as a tensor where `like` is: as given if they are there, else through a pinned, asynchronous upload.
 
     Raises:
       RuntimeError: host sizes while a CUDA graph is being captured; the graph would replay these sizes for ever.
     """
     if isinstance(group_sizes, torch.Tensor):
-        if group_sizes.is_cuda or group_sizes.device == device or group_sizes.device.type != "cpu":
+        if group_sizes.is_cuda:  # asked first, because a tensor makes a new object of its device
+            return group_sizes
+        if group_sizes.device == like.device or group_sizes.device.type != "cpu":
             return group_sizes
     else:
         # index() refuses a float, which torch.tensor would cut.
         group_sizes = torch.tensor([index(size) for size in group_sizes], dtype=torch.int64)
-    if device.type != "cuda":
+    if not like.is_cuda:
         return group_sizes
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -32,4 +34,4 @@ def on_device(group_sizes: GroupSizes, device: torch.device) -> torch.Tensor:
         )
     if group_sizes.is_pinned():  # the caller may write it again before the copy has run
         group_sizes = group_sizes.clone()  # into pageable memory
-    return group_sizes.pin_memory().to(device, non_blocking=True)
+    return group_sizes.pin_memory().to(like.device, non_blocking=True)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
@@ -117,10 +116,7 @@ def linear_with(
             return y
     if has_buffers:
         out, dgrad_out, wgrad_out = _detached(out), _detached(dgrad_out), _detached(wgrad_out)
-    # On CUDA as on_device says too, which wants a device made.
-    there = isinstance(group_sizes, Tensor) and group_sizes.is_cuda
-    sizes: Any = group_sizes if there else on_device(group_sizes, x.device)
-    inputs = (x, weight, bias, row_scale, sizes, out)
+    inputs = (x, weight, bias, row_scale, on_device(group_sizes, x), out)
     how = (dgrad_out, wgrad_out, accumulate_wgrad, layout, take_wgrad)
     if graph:
         return apply_eagerly(GroupedLinearFunctionEager, True, (*inputs, how))
@@ -170,7 +166,7 @@ def grouped_activation(
     """
     choice = activation_options(kind, gate_layout, alpha, limit, offset)
     refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out)
-    sizes = on_device(group_sizes, h.device)
+    sizes = on_device(group_sizes, h)
     row_scale = autocast_probs(h, row_scale)
     y = apply(GroupedActivationFunction, (h, row_scale), sizes, _detached(out), _detached(dgrad_out), *choice)
     return _apart_from(out, y)

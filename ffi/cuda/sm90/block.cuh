@@ -24,7 +24,7 @@ template <typename Work>
 __device__ __forceinline__ void run_block(const typename Work::Params& params, unsigned char* memory) {
   using Shape = typename Work::Shape;
   const Shared<Shape> shared = {shared_address(memory)};
-  constexpr uint32_t blocks_in_cluster = Shape::kCluster;
+  const uint32_t blocks_in_cluster = cluster_size();
   const int warp = threadIdx.x / 32;
   const Work work(params);
 
@@ -41,7 +41,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     for (int index = 0; index < kMultipliers; ++index) barrier_init(shared.may_go(index), 4);
     for (int slot = 0; slot < shared.kFeedSlots; ++slot) {
       barrier_init(shared.fed(slot), 1);
-      barrier_init(shared.forgotten(slot), blocks_in_cluster - 1);
+      barrier_init(shared.forgotten(slot), 1);
     }
     barrier_init_fence();
     work.prefetch();
@@ -106,13 +106,13 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
 
 // One block a multiprocessor, in clusters of two, for `tiles` pieces of work.
 template <typename Work>
-Status launch_block(void (*kernel)(typename Work::Params), int64_t tiles, int cluster,
-                    const typename Work::Params& params, const Launch& launch) {
+Status launch_block(void (*kernel)(typename Work::Params), int64_t tiles, const typename Work::Params& params,
+                    const Launch& launch) {
   static std::atomic<uint64_t> shared_memory_allowed{0};
   constexpr int kBytes = Shared<typename Work::Shape>::kBytes;
   const Status allowed = allow_shared_memory(kernel, kBytes, launch.device, shared_memory_allowed);
   if (!allowed.ok()) return allowed;
-  return launch_clusters(kernel, tiles, cluster, dim3(kThreads), kBytes, launch, params);
+  return launch_clusters(kernel, tiles, 2, dim3(kThreads), kBytes, launch, params);
 }
 
 }  // namespace grouped::cuda::sm90

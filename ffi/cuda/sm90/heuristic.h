@@ -16,7 +16,6 @@ struct Config {
   bool takes_turns;
   // Of mm alone.
   bool cuts_evenly;
-  int cluster = 2;
   bool in_order;  // groups as they come; else by the width of their tiles, the widest first
   // Of both.
   bool on_demand;  // clusters ask for work, by halves of L2; else they take turns
@@ -75,11 +74,6 @@ inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G) {
   config.cuts_evenly = !is_long;
   config.in_order = !is_long && G >= 64 && T <= 512 * G;
   config.on_demand = is_large(T, K, N);
-#ifdef AB_CLUSTER
-  const int64_t tiles = (N + 127) / 128;
-  const bool fits = (tiles + 3) / 4 * 4 * 100 <= tiles * 107;
-  if (config.on_demand && fits) config.cluster = AB_CLUSTER;
-#endif
   return config;
 }
 

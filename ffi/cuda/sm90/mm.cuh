@@ -28,11 +28,10 @@ struct MmTensors {
   bool has_panels;  // weight[0] of [G,K,N] takes two panels of 64 features in one copy
 };
 
-// Rows of x that one copy fetches: few copies make a block's share of a tile's rows, a multiple of kWidthStep
-// over the `blocks` of a cluster.
+// Rows of x that one copy fetches: few copies make half a tile's rows, a multiple of 16.
 template <typename Shape>
 __host__ __device__ constexpr int row_box(int i) {
-  return i == 0 ? Shape::kMaxWidth / Shape::kCluster : 256 / Shape::kCluster >> i;
+  return i == 0 ? Shape::kMaxWidth / 2 : 128 >> i;
 }
 
 // 128 features of the weight, or half of them for both blocks.
@@ -50,9 +49,9 @@ class FeatureLoader {
       const int32_t feature = feature_ + half * 64;
       each_stage([&](uint32_t to, uint32_t filled, int block) {
         const int32_t k = block * kReduceTile;
-        load_box_to_all(to + half * kPanelBytes, p_.weight[1], filled, 3,
-                        kWeight == Major::kReduction ? k : feature,
-                        kWeight == Major::kReduction ? feature : k, group_);
+        load_box_to_both(to + half * kPanelBytes, p_.weight[1], filled,
+                         kWeight == Major::kReduction ? k : feature,
+                         kWeight == Major::kReduction ? feature : k, group_);
       });
     } else if (kWeight == Major::kReduction) {
       each_stage([&](uint32_t to, uint32_t filled, int block) {
@@ -86,10 +85,11 @@ class RowLoader {
       : p_(p), row_(tile.first_token), count_(tile.width), is_shared_(tile.shares_right()) {
     bytes_ = tile.width * kLineBytes;
     if (is_shared_) {
-      count_ /= Shape::kCluster;
-      const int first = static_cast<int>(cluster_rank()) * count_;
-      offset_ = first * kLineBytes;
-      row_ += first;
+      count_ /= 2;
+      if (cluster_rank() != 0) {
+        offset_ = count_ * kLineBytes;
+        row_ += count_;
+      }
     }
   }
   __device__ __forceinline__ uint32_t bytes() const { return bytes_; }
@@ -97,10 +97,9 @@ class RowLoader {
   template <typename EachStage>
   __device__ __forceinline__ void load(const EachStage& each_stage) const {
     if (is_shared_) {
-      constexpr uint16_t all = (1 << Shape::kCluster) - 1;
       each_stage([&](uint32_t to, uint32_t filled, int block) {
         load_rows(to, block, [&](uint32_t at, const CUtensorMap& map, int32_t k, int32_t row) {
-          load_box_to_all(at, map, filled, all, k, row);
+          load_box_to_both(at, map, filled, k, row);
         });
       });
     } else {
@@ -222,20 +221,17 @@ Status mm_in(const MmProblem& p, const Config& config, const Launch& launch) {
   if (config.on_demand) {
     params.order.counters = static_cast<PieceCounters*>(launch.workspace);
     const Status prepared =
-        prepare_counters(num_clusters(tiles, Shape::kCluster, launch.device), launch, params.order.counters);
+        prepare_counters(num_clusters(tiles, 2, launch.device), launch, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
   using FromGkn = MmWork<T, Shape, Major::kOuter>;
   using FromGnk = MmWork<T, Shape, Major::kReduction>;
-  return p.weight_is_gkn ? launch_block<FromGkn>(mm_kernel<FromGkn>, tiles, Shape::kCluster, params, launch)
-                         : launch_block<FromGnk>(mm_kernel<FromGnk>, tiles, Shape::kCluster, params, launch);
+  return p.weight_is_gkn ? launch_block<FromGkn>(mm_kernel<FromGkn>, tiles, params, launch)
+                         : launch_block<FromGnk>(mm_kernel<FromGnk>, tiles, params, launch);
 }
 
 template <typename T>
 Status mm(const MmProblem& p, const Config& config, const Launch& launch) {
-  if (config.cluster == 4)
-    return config.takes_turns ? mm_in<T, WithCluster<TakeTurns, 4>>(p, config, launch)
-                              : mm_in<T, WithCluster<ShareTiles, 4>>(p, config, launch);
   return config.takes_turns ? mm_in<T, TakeTurns>(p, config, launch)
                             : mm_in<T, ShareTiles>(p, config, launch);
 }

@@ -47,15 +47,13 @@ struct MmPieces {
   static constexpr int kMostCostly = Shape::kMaxWidth / kWidthStep;
   int64_t feature_tiles;
   MmOrder order;
-  int64_t shares = 2;  // feature tiles in a piece
 
   __device__ __forceinline__ int cost(int32_t num_rows) const {
     return order.in_order ? kMostCostly : Cut(num_rows, order.cuts_evenly).width / kWidthStep;
   }
   __device__ __forceinline__ int64_t count(int32_t num_rows) const {
     const int64_t tiles = Cut(num_rows, order.cuts_evenly).tiles;
-    return shares == 4 ? tiles * ((feature_tiles + 3) / 4)
-                       : tiles * (feature_tiles / 2) + (tiles + 1) / 2 * (feature_tiles % 2);
+    return tiles * (feature_tiles / 2) + (tiles + 1) / 2 * (feature_tiles % 2);
   }
 };
 
@@ -67,10 +65,9 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
                                             const MmOrder& order, Shared<Shape> shared,
                                             TileQueue<Shape>& queue) {
   const int64_t feature_tiles = (N + kTileRows - 1) / kTileRows;
-  constexpr int64_t shares = Shape::kCluster;
-  const int64_t pairs = shares == 4 ? (feature_tiles + 3) / 4 : feature_tiles / 2;
+  const int64_t pairs = feature_tiles / 2;
   const int32_t rank = static_cast<int32_t>(cluster_rank());
-  const MmPieces<Shape> pieces = {feature_tiles, order, shares};
+  const MmPieces<Shape> pieces = {feature_tiles, order};
   PieceFeed<Shape> feed(order.counters, shared);
   for (int round = 0; round < feed.rounds(); ++round) {
     GroupWalk<MmPieces<Shape>> walk(sizes, pieces, pieces.kMostCostly);
@@ -88,7 +85,7 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
         const int32_t height = min(cut.tiles - first, kBandRows);
         const int32_t pair = in_band / height;
         row = first + in_band - pair * height;
-        feature = int64_t{pair} * shares + rank;
+        feature = int64_t{pair} * 2 + rank;
         flags = Tile::kSharesRight;
       } else {
         row = static_cast<int32_t>(in_group - cut.tiles * pairs) * 2 + rank;
@@ -103,7 +100,7 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
       tile.first_token = place.first_row + row * cut.width;
       tile.num_tokens = min(tile.width, place.num_rows - row * cut.width);
       tile.num_blocks = num_blocks;
-      tile.flags = flags | (tile.width == 0 || feature >= feature_tiles ? Tile::kIsIdle : 0);
+      tile.flags = flags | (tile.width == 0 ? Tile::kIsIdle : 0);
       queue.tell(tile);
     }
   }

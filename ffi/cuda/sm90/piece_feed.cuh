@@ -18,9 +18,9 @@ template <typename Shape>
 class PieceFeed {
  public:
   __device__ __forceinline__ PieceFeed(PieceCounters* counters, Shared<Shape> shared)
-      : counters_(counters), shared_(shared), clusters_(static_cast<int32_t>(gridDim.x / Shape::kCluster)) {
+      : counters_(counters), shared_(shared), clusters_(static_cast<int32_t>(gridDim.x / 2)) {
     if (counters == nullptr) {
-      place_ = static_cast<int32_t>(blockIdx.x / Shape::kCluster);
+      place_ = static_cast<int32_t>(blockIdx.x / 2);
     } else {
       uint32_t multiprocessor;
       asm volatile("mov.u32 %0, %%smid;" : "=r"(multiprocessor));
@@ -77,8 +77,7 @@ class PieceFeed {
       if (cluster_rank() == 0) {
         piece = choose();
         barrier_wait(shared_.forgotten(cursor_.at), cursor_.parity ^ 1);
-        for (uint32_t rank = 1; rank < Shape::kCluster; ++rank)
-          store_at_block(rank, shared_.piece(cursor_.at), piece, shared_.fed(cursor_.at));
+        store_at_other_block(shared_.piece(cursor_.at), piece, shared_.fed(cursor_.at));
       } else {
         piece = hear();
       }

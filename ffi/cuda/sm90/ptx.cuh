@@ -64,16 +64,16 @@ __device__ __forceinline__ void barrier_arrive_released(uint32_t barrier, uint32
       "r"(rank)
       : "memory");
 }
-// Writes 8 bytes into block `rank` of the cluster, and counts them at a barrier of it.
-__device__ __forceinline__ void store_at_block(uint32_t rank, uint32_t to, int64_t value, uint32_t barrier) {
+// Writes 8 bytes into the second block of the cluster, and counts them at a barrier of it.
+__device__ __forceinline__ void store_at_other_block(uint32_t to, int64_t value, uint32_t barrier) {
   asm volatile(
       "{\n"
       ".reg .b32 remote, remote_barrier;\n"
-      "mapa.shared::cluster.u32 remote, %0, %3;\n"
-      "mapa.shared::cluster.u32 remote_barrier, %2, %3;\n"
+      "mapa.shared::cluster.u32 remote, %0, 1;\n"
+      "mapa.shared::cluster.u32 remote_barrier, %2, 1;\n"
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [remote], %1, [remote_barrier];\n"
       "}\n" ::"r"(to),
-      "l"(value), "r"(barrier), "r"(rank)
+      "l"(value), "r"(barrier)
       : "memory");
 }
 __device__ __forceinline__ int64_t load_shared_long(uint32_t from) {
@@ -182,21 +182,21 @@ __device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map
       : "memory");
 }
 
-// The same to the `blocks` of the cluster, a bit each, to the same place in each, counted in each.
-__device__ __forceinline__ void load_box_to_all(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
-                                                 uint16_t blocks, int32_t c0, int32_t c1) {
+// The same to both blocks of the cluster, to the same place in each, counted in each.
+__device__ __forceinline__ void load_box_to_both(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
+                                                 int32_t c0, int32_t c1) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
       "[%0], [%1, {%3, %4}], [%2], %5;\n" ::"r"(shared),
-      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "h"(blocks)
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "h"(uint16_t{3})
       : "memory");
 }
-__device__ __forceinline__ void load_box_to_all(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
-                                                 uint16_t blocks, int32_t c0, int32_t c1, int32_t c2) {
+__device__ __forceinline__ void load_box_to_both(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
+                                                 int32_t c0, int32_t c1, int32_t c2) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
       "[%0], [%1, {%3, %4, %5}], [%2], %6;\n" ::"r"(shared),
-      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "h"(blocks)
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "h"(uint16_t{3})
       : "memory");
 }
 

@@ -43,7 +43,6 @@ inline __device__ Tile end_tile() { return {0, 0, 0, 0, 0, 0, 0, Tile::kIsEnd}; 
 
 // The multipliers take turns, a tile each: while one multiplies, the other writes its result.
 struct TakeTurns {
-  static constexpr int kCluster = 2;
   static constexpr int kMaxWidth = 192;
   static constexpr int kHalves = 2;  // wgmmas of 64 rows, for each multiplier
   static constexpr int kStages = 5;
@@ -54,17 +53,11 @@ struct TakeTurns {
 // They share every tile, 64 rows each. It can be wider, so operands are fetched less often for as many
 // products, but no product is made while the results leave.
 struct ShareTiles {
-  static constexpr int kCluster = 2;
   static constexpr int kMaxWidth = 256;
   static constexpr int kHalves = 1;
   static constexpr int kStages = 4;
   static constexpr int kPieceLines = 64;
   static constexpr int kPieces = 2;
-};
-
-template <typename Shape, int kBlocks>
-struct WithCluster : Shape {
-  static constexpr int kCluster = kBlocks;
 };
 
 // Byte offset of 16-byte unit `unit` of line `line` among lines of 128 swizzled bytes.

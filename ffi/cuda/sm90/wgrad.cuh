@@ -43,10 +43,10 @@ class PanelLoader {
     if (is_shared_) {
       each_stage([&](uint32_t to, uint32_t filled, int block) {
         load_panels(to, block, [&](uint32_t at, const CUtensorMap& map, auto... coordinates) {
-          load_box_to_all(at, map, filled, 3, coordinates...);
+          load_box_to_both(at, map, filled, coordinates...);
         });
         if (has_half_)
-          load_box_to_all(to + half_offset_, maps_.half, filled, 3, half_column_, row(block) + half_row_);
+          load_box_to_both(to + half_offset_, maps_.half, filled, half_column_, row(block) + half_row_);
       });
     } else {
       each_stage([&](uint32_t to, uint32_t filled, int block) {
@@ -233,7 +233,7 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
         prepare_counters(num_clusters(tiles, 2, launch.device), launch, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
-  return launch_block<Work>(wgrad_kernel<Work>, tiles, 2, params, launch);
+  return launch_block<Work>(wgrad_kernel<Work>, tiles, params, launch);
 }
 
 template <typename T>

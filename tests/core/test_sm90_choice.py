@@ -55,7 +55,9 @@ GOLDEN = {
     ("wgrad", 1024, 256, 256, 1): TURNS,  # little of either
     ("wgrad", 2**31 - 513, 2**31 - 513, 2**31 - 513, 1): TURNS + DEMAND,
     ("wgrad_acc", 65536, 2048, 1536, 128): SHARE + DEMAND + ENDS,
-    ("wgrad_acc", 32768, 7168, 4096, 8): SHARE,
+    ("wgrad_acc", 8192, 7168, 4096, 8): SHARE + DEMAND + ENDS,
+    ("wgrad_acc", 8193, 7168, 4096, 8): TURNS,  # many rows a group: time to fetch what the result held
+    ("wgrad_acc", 32768, 7168, 4096, 8): TURNS,
 }
 
 

@@ -38,7 +38,10 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       barrier_init(shared.told(slot), 1);
       barrier_init(shared.heard(slot), TileQueue<Shape>::kListeners);
     }
-    for (int index = 0; index < kMultipliers; ++index) barrier_init(shared.may_go(index), 4);
+    for (int index = 0; index < kMultipliers; ++index) {
+      barrier_init(shared.may_go(index), 4);
+      for (int piece = 0; piece < shared.kFetches; ++piece) barrier_init(shared.fetched(index, piece), 1);
+    }
     for (int slot = 0; slot < shared.kFeedSlots; ++slot) {
       barrier_init(shared.fed(slot), 1);
       barrier_init(shared.forgotten(slot), 1);
@@ -67,7 +70,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     take_registers<kMultiplierRegisters>();
     const int index = warp / 4 - 1;
     RingReader<Shape> ring(shared, index, blocks_in_cluster);
-    Staging<Shape> staging(shared.staging(index), index);
+    Staging<Shape> staging(shared, index);
     Accumulators<Shape> acc;
     constexpr bool kTakesTurns = Shape::kHalves == 2;
     Cleaner<Shape> cleaner(shared, index);
@@ -82,6 +85,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
         ring.skip(tile.num_blocks + old_stages);
         continue;
       }
+      if (!tile.is_idle()) work.prepare(tile, staging);
       if (kTakesTurns) ring.begin_turn();
       if (tile.is_idle()) {
         for (int i = 0; i < tile.num_blocks + old_stages; ++i) ring.release(ring.next());

@@ -77,14 +77,14 @@ inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G) {
   return config;
 }
 
-// What the result held arrives behind the operands and keeps the ring from the other multiplier, so no turns
-// then. Two halves that begin at both ends read each group through one half of L2, and tiles of large groups,
-// which multiply, run beside tiles of small ones, which write; with thousands of rows a group that would
-// fetch operands more often.
+// Where multipliers take turns, what the result held is fetched while the other one multiplies, 8 KB at a
+// time, which takes as long as the products of about 1000 rows. Two halves that begin at both ends read each
+// group through one half of L2, and tiles of large groups, which multiply, run beside tiles of small ones,
+// which write; with thousands of rows a group that would fetch operands more often.
 inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accumulate) {
   Config config = {};
   const bool is_fine = T <= 1024 * G;
-  config.takes_turns = T > 256 * G && !accumulate;
+  config.takes_turns = T > (accumulate ? 1024 : 256) * G;
   // Writing an element takes as long as 256 products.
   config.on_demand = is_large(std::max(T, 256 * G), K, N) && (is_fine || !accumulate);
   config.from_both_ends = config.on_demand && is_fine;

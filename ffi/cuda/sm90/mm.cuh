@@ -168,6 +168,7 @@ class MmWork {
     mm_zero_tail(p_.mm, last_row(p_.sizes), blockIdx.x * static_cast<int64_t>(threads) + thread,
                  gridDim.x * static_cast<int64_t>(threads));
   }
+  __device__ __forceinline__ void prepare(const Tile&, const Staging<Shape>&) const {}
 
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
                                          Shared<Shape>, Staging<Shape>& staging, RingReader<Shape>&,

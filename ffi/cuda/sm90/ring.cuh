@@ -130,7 +130,8 @@ class RingReader {
   Cursor<Shape::kStages> cursor_;
 };
 
-// Buffers through which one multiplier's result leaves.
+// Buffers through which one multiplier's result leaves: each piece by next(), written(), sent(). Where what
+// the result held comes here too, by fetch(), well before, then fetched(), added(), sent().
 template <typename Shape>
 class Staging {
   // With three or more, the thread that sends the pieces makes sure that the next one is free before all meet
@@ -138,7 +139,8 @@ class Staging {
   static constexpr bool kMeetsOnce = Shape::kPieces > 2;
 
  public:
-  __device__ __forceinline__ Staging(uint32_t shared, int index) : shared_(shared), index_(index) {}
+  __device__ __forceinline__ Staging(Shared<Shape> shared, int index)
+      : shared_(shared), buffers_(shared.staging(index)), index_(index) {}
 
   // Where to write the next piece.
   __device__ __forceinline__ uint32_t next() const {
@@ -146,7 +148,7 @@ class Staging {
       if (threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 1>();
       named_barrier<128>(1 + index_);
     }
-    return shared_ + slot_ * Shared<Shape>::kPieceBytes;
+    return buffer(slot_);
   }
   // All threads have written it, and the copy engine may read it.
   __device__ __forceinline__ void written() const {
@@ -157,13 +159,49 @@ class Staging {
   // Its copies, if any, are under way.
   __device__ __forceinline__ void sent() {
     if (threadIdx.x % 128 == 0) store_commit();
-    slot_ = slot_ == Shape::kPieces - 1 ? 0 : slot_ + 1;
+    advance();
   }
 
+  // By the sending thread: `copy(to, filled)` begins to fill the buffer of the next piece, or of the one
+  // `ahead` behind it. The copy engine must have read what they held.
+  template <typename Copy>
+  __device__ __forceinline__ void fetch(int ahead, const Copy& copy) const {
+    const int slot = slot_ + ahead < Shape::kPieces ? slot_ + ahead : slot_ + ahead - Shape::kPieces;
+    const uint32_t filled = shared_.fetched(index_, slot);
+    barrier_expect(filled, Shared<Shape>::kPieceBytes);
+    copy(buffer(slot), filled);
+  }
+  // Where the next piece's old values are, and its new ones go.
+  __device__ __forceinline__ uint32_t fetched() const {
+    barrier_wait(shared_.fetched(index_, slot_), parity_);
+    __syncwarp();
+    return buffer(slot_);
+  }
+  // All threads have added to it, and the copy engine may read it. That the next buffer is free is for its
+  // own barrier to say.
+  __device__ __forceinline__ void added() const {
+    async_proxy_fence();
+    named_barrier<128>(1 + index_);
+  }
+  // By the sending thread: then only the newest of its pieces may still be read.
+  __device__ __forceinline__ void wait_for_older() const { store_wait_read<1>(); }
+
  private:
-  uint32_t shared_;
+  __device__ __forceinline__ uint32_t buffer(int slot) const {
+    return buffers_ + slot * Shared<Shape>::kPieceBytes;
+  }
+  __device__ __forceinline__ void advance() {
+    if (++slot_ == Shape::kPieces) {
+      slot_ = 0;
+      parity_ ^= 1;
+    }
+  }
+
+  Shared<Shape> shared_;
+  uint32_t buffers_;
   int index_;
   int slot_ = 0;
+  uint32_t parity_ = 0;  // of the barriers of fetched pieces
 };
 
 }  // namespace grouped::cuda::sm90

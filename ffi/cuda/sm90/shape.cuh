@@ -29,7 +29,8 @@ struct Tile {
   int32_t flags;
   // Shared: both blocks of the cluster need the operand. Idle: there is no such tile, but its stages pass.
   static constexpr int32_t kIsEnd = 1, kSharesLeft = 2, kSharesRight = 4, kIsIdle = 8;
-  // From this bit on: stages behind the operands, for what the result held. As many for both blocks.
+  // From this bit on: stages behind the operands, for what the result held, where it comes through the ring.
+  // As many for both blocks.
   static constexpr int32_t kOldStages = 16;
   __device__ __forceinline__ int old_stages() const { return flags / kOldStages; }
   __device__ __forceinline__ bool is_end() const { return (flags & kIsEnd) != 0; }
@@ -49,6 +50,9 @@ struct TakeTurns {
   // A result leaves in pieces of so many lines of 128 bytes, so many of each multiplier at once.
   static constexpr int kPieceLines = 32;
   static constexpr int kPieces = 3;
+  // What a result held, if that is added to, arrives in the buffers of its pieces: in the ring it would keep
+  // the other multiplier from its operands.
+  static constexpr bool kOldThroughRing = false;
 };
 // They share every tile, 64 rows each. It can be wider, so operands are fetched less often for as many
 // products, but no product is made while the results leave.
@@ -58,6 +62,8 @@ struct ShareTiles {
   static constexpr int kStages = 4;
   static constexpr int kPieceLines = 64;
   static constexpr int kPieces = 2;
+  // It arrives in the ring, which has room for more of it on its way than two buffers.
+  static constexpr bool kOldThroughRing = true;
 };
 
 // Byte offset of 16-byte unit `unit` of line `line` among lines of 128 swizzled bytes.
@@ -96,7 +102,9 @@ struct Shared {
   static constexpr int kFeedSlots =
       2;  // for pieces on their way from the first block's scheduler to the other's
   static constexpr uint32_t kPieceFeed = kBarriers + (3 * kStages + 2 * kTiles + kMultipliers) * 8;
-  static constexpr uint32_t kBytes = kPieceFeed + 3 * kFeedSlots * 8;
+  static constexpr int kFetches = Shape::kOldThroughRing ? 0 : Shape::kPieces;  // buffers that are filled
+  static constexpr uint32_t kFetched = kPieceFeed + 3 * kFeedSlots * 8;
+  static constexpr uint32_t kBytes = kFetched + kMultipliers * kFetches * 8;
   static_assert(kStages >= 4, "fewer stages do not cover the latency of a copy");
   static_assert(kBytes <= 227 * 1024, "a block of a Hopper multiprocessor has 227 KB");
 
@@ -109,6 +117,10 @@ struct Shared {
   __device__ __forceinline__ uint32_t right(int stage) const { return left(stage) + kLeftBytes; }
   __device__ __forceinline__ uint32_t staging(int multiplier) const {
     return base + kStaging + multiplier * Shape::kPieces * kPieceBytes;
+  }
+  // The multiplier's buffer holds what the result held.
+  __device__ __forceinline__ uint32_t fetched(int multiplier, int piece) const {
+    return base + kFetched + (multiplier * kFetches + piece) * 8;
   }
   __device__ __forceinline__ uint32_t filled(int stage) const { return base + kBarriers + stage * 8; }
   __device__ __forceinline__ uint32_t emptied(int stage) const { return filled(kStages + stage); }

@@ -92,22 +92,49 @@ class WgradLeftLoader : public PanelLoader {
   __device__ __forceinline__ WgradLeftLoader(const WgradTensors<T>& p, const Tile& tile)
       : PanelLoader(p.left, tile.row, kTileRows, tile, false), p_(p), tile_(tile) {}
 
+  // Where the panels that the result held do not come through the ring they are fetched for L2, one behind
+  // each of the last stages: the ending then finds them there, and they are not there long enough to be lost.
+  template <typename EachStage>
+  __device__ __forceinline__ void load(const EachStage& each_stage) const {
+    if (!kFetchesOld || !p_.wgrad.accumulate || tile_.is_idle()) {
+      PanelLoader::load(each_stage);
+      return;
+    }
+    const int first = tile_.num_blocks - 2 * ((tile_.width + panel_columns() - 1) / panel_columns());
+    PanelLoader::load([&](const auto& copy) {
+      each_stage([&](uint32_t to, uint32_t filled, int block) {
+        copy(to, filled, block);
+        const int half_panel = block - first;
+        if (half_panel >= 0) {
+          prefetch_box(p_.old, tile_.column + half_panel / 2 * panel_columns(),
+                       tile_.row + half_panel % 2 * 64, tile_.group);
+        }
+      });
+    });
+  }
+
   // Stage `i` of the panels that the result held.
   __device__ __forceinline__ void load_old(int i, uint32_t stage, uint32_t filled) const {
-    const int panel_columns = p_.wgrad.out.is_wide ? 32 : 64;
     const int first = i * kOldPanels<Shape>;
-    const int panels = (tile_.width + panel_columns - 1) / panel_columns;
+    const int panels = (tile_.width + panel_columns() - 1) / panel_columns();
     const int count = tile_.is_idle() ? 0 : max(0, min(panels - first, kOldPanels<Shape>));
     barrier_expect(filled, count * 2 * kPanelBytes);
     for (int panel = 0; panel < count; ++panel) {
       for (int half = 0; half < 2; ++half) {
         load_box(stage + (panel * 2 + half) * kPanelBytes, p_.old, filled,
-                 tile_.column + (first + panel) * panel_columns, tile_.row + half * 64, tile_.group);
+                 tile_.column + (first + panel) * panel_columns(), tile_.row + half * 64, tile_.group);
       }
     }
   }
 
  private:
+#ifdef AB_NO_PREFETCH
+  static constexpr bool kFetchesOld = false;
+#else
+  static constexpr bool kFetchesOld = !Shape::kOldThroughRing;
+#endif
+  __device__ __forceinline__ int panel_columns() const { return p_.wgrad.out.is_wide ? 32 : 64; }
+
   const WgradTensors<T>& p_;
   const Tile& tile_;
 };
@@ -145,9 +172,9 @@ class WgradWork {
     prefetch_tensor_map(p_.out);
   }
   __device__ __forceinline__ void schedule(Shared<Shape> shared, TileQueue<Shape>& queue) const {
-    // Stages that the result's old panels fill.
+    // Stages of the ring that the result's old panels fill.
     const auto old_stages = [this](int32_t width) {
-      if (!p_.wgrad.accumulate) return 0;
+      if (!p_.wgrad.accumulate || !Shape::kOldThroughRing) return 0;
       const int panels = p_.wgrad.out.is_wide ? width / 32 : (width + 63) / 64;
       return (panels + kOldPanels<Shape> - 1) / kOldPanels<Shape>;
     };
@@ -155,6 +182,12 @@ class WgradWork {
                           p_.order, shared, queue);
   }
   __device__ __forceinline__ void side_work(int, int) const {}
+
+  __device__ __forceinline__ void prepare(const Tile& tile, const Staging<Shape>& staging) const {
+    if constexpr (!Shape::kOldThroughRing) {
+      if (p_.wgrad.accumulate && threadIdx.x % 128 == 0) fetch_first(p_, tile, staging);
+    }
+  }
 
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
                                          Shared<Shape> shared, Staging<Shape>& staging,

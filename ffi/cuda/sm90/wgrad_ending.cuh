@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // From accumulators to a grouped_wgrad's result, in pieces of 64 rows. What the result held before, if that
-// is to be added, lies in stages of the ring: panels of 64 rows by 128 bytes, upper and lower half of the
-// tile by turns.
+// is to be added, lies in stages of the ring, or is fetched piece by piece into the buffers through which the
+// sums leave (Shape::kOldThroughRing). In the ring: panels of 64 rows by 128 bytes, upper and lower half of
+// the tile by turns.
 #pragma once
 
 #include "portable/wgrad.cuh"
@@ -23,17 +24,33 @@ struct PanelMaps {
 template <typename T>
 struct WgradTensors {
   PanelMaps left, right;
-  CUtensorMap old, out;  // a panel of what out holds; a piece
+  CUtensorMap old, out;  // a panel of what out holds; a piece, to write or to read
   WgradParams<T> wgrad;
   WgradOrder order;
 };
 
-// kOverwrite, or kAccumulate onto what is in the ring; kZero: the group is empty, the accumulators hold
+// kOverwrite, or kAccumulate onto what the result held; kZero: the group is empty, the accumulators hold
 // nothing.
 enum class WgradMode { kOverwrite, kAccumulate, kZero };
 
+// Begins to fetch the first two pieces of what the tile's result held. By the thread that sends the pieces,
+// once it has sent those of its last tile.
+template <typename T, typename Shape>
+__device__ __forceinline__ void fetch_first(const WgradTensors<T>& p, const Tile& tile,
+                                            const Staging<Shape>& staging) {
+  static_assert(Shape::kHalves == 2, "the first two pieces are the halves' first");
+  staging.wait_for_older();
+  for (int half = 0; half < 2; ++half) {
+    staging.fetch(half, [&](uint32_t to, uint32_t filled) {
+      load_box(to, p.out, filled, tile.column, tile.row + half * 64, tile.group);
+    });
+  }
+}
+
 template <typename T, typename Shape, bool kWide, WgradMode kMode>
 class WgradEnding {
+  static constexpr bool kAdds = kMode == WgradMode::kAccumulate;
+  static constexpr bool kAddsInPlace = kAdds && !Shape::kOldThroughRing;
   static constexpr int kElementBytes = kWide ? 4 : 2;
   static constexpr int kLineBytesOut = Shared<Shape>::kPieceBytes / 64;
   static constexpr int kColumns = kLineBytesOut / kElementBytes;  // of a piece
@@ -62,13 +79,15 @@ class WgradEnding {
       if (piece * kColumns >= tile_.width) break;
 #pragma unroll
       for (int half = 0; half < Shape::kHalves; ++half) write(acc, piece, half, piece % kPiecesInStage);
-      if constexpr (kMode == WgradMode::kAccumulate) {
+      if constexpr (kAdds && !kAddsInPlace) {
         if (piece % kPiecesInStage == kPiecesInStage - 1 || (piece + 1) * kColumns >= tile_.width) {
           release();
         }
       }
     }
-    while (released_ < tile_.old_stages()) release();
+    if constexpr (kAdds && !kAddsInPlace) {
+      while (released_ < tile_.old_stages()) release();
+    }
   }
 
  private:
@@ -89,53 +108,117 @@ class WgradEnding {
   }
 
   // Columns of block `j`, row row() + upper * 8.
-  __device__ __forceinline__ float2 value(const Accumulators<Shape>& acc, int piece, int half, int j,
-                                          int upper, uint32_t old) const {
+  __device__ __forceinline__ static float2 value(const Accumulators<Shape>& acc, int piece, int half, int j,
+                                                 int upper) {
     if constexpr (kMode == WgradMode::kZero) return {0.0f, 0.0f};
     const int at = (piece * kBlocks + j) * 4 + upper * 2;
-    const float2 v = {acc[half][at], acc[half][at + 1]};
-    if constexpr (kMode == WgradMode::kOverwrite) return v;
+    return {acc[half][at], acc[half][at + 1]};
+  }
+  // The same of what the result held, from its panel.
+  __device__ __forceinline__ float2 held(uint32_t panel, int piece, int j, int upper) const {
     const int line = row() + upper * 8;
     const int first = piece % kPiecesInPanel * kUnits;  // unit
     const int lane = threadIdx.x % 4;
-    float2 held;
-    if constexpr (kWide) {
-      held = load_shared_8(old + line_offset(line, first + j * 2 + lane / 2) + lane % 2 * 8);
-    } else {
-      held = unpacked<T>(load_shared_4(old + line_offset(line, first + j) + lane * 4));
-    }
+    if constexpr (kWide)
+      return load_shared_8(panel + line_offset(line, first + j * 2 + lane / 2) + lane % 2 * 8);
+    return unpacked<T>(load_shared_4(panel + line_offset(line, first + j) + lane * 4));
+  }
+  __device__ __forceinline__ static float2 sum(float2 held, float2 v) {
     return {add(held.x, v.x), add(held.y, v.y)};
   }
 
-  __device__ __forceinline__ void write(const Accumulators<Shape>& acc, int piece, int half, int in_stage) {
+  // Where this thread's columns of block `j` are in a piece of fp32; where the 16 bytes are that it names for
+  // blocks `j` and j + 1 of 16-bit elements.
+  __device__ __forceinline__ uint32_t at_wide(uint32_t buffer, int j, int upper) const {
+    const int lane = threadIdx.x % 4;
+    return buffer + piece_offset(row() + upper * 8, j * 2 + lane / 2) + lane % 2 * 8;
+  }
+  __device__ __forceinline__ static uint32_t at_narrow(uint32_t buffer, int j) {
     const int thread = threadIdx.x % 128;
     const int lane = thread % 32;
-    const int tile_half = Shape::kHalves == 2 ? half : index_;
-    const uint32_t old = shared_.left(stage_) + (in_stage / kPiecesInPanel * 2 + tile_half) * kPanelBytes;
-    const uint32_t buffer = staging_.next();
+    return buffer + piece_offset(thread / 32 * 16 + lane % 16, j + lane / 16);
+  }
+
+  // Adds to a fetched piece. All is read before anything is written: the compiler must keep their order, and
+  // would wait for each read.
+  __device__ __forceinline__ void add_in_place(const Accumulators<Shape>& acc, int piece, int half,
+                                               uint32_t buffer) const {
+    if constexpr (kWide) {
+      float2 held[kBlocks][2];
+#pragma unroll
+      for (int i = 0; i < kBlocks * 2; ++i) held[i / 2][i % 2] = load_shared_8(at_wide(buffer, i / 2, i % 2));
+#pragma unroll
+      for (int i = 0; i < kBlocks * 2; ++i) {
+        store_shared_8(at_wide(buffer, i / 2, i % 2),
+                       sum(held[i / 2][i % 2], value(acc, piece, half, i / 2, i % 2)));
+      }
+    } else {
+      uint32_t held[kBlocks / 2][4];
+#pragma unroll
+      for (int j = 0; j < kBlocks; j += 2) ldmatrix_x4<false>(held[j / 2], at_narrow(buffer, j));
+#pragma unroll
+      for (int j = 0; j < kBlocks; j += 2) {
+        uint32_t m[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          m[i] = packed<T>(sum(unpacked<T>(held[j / 2][i]), value(acc, piece, half, j + i / 2, i % 2)));
+        }
+        stmatrix_x4(at_narrow(buffer, j), m[0], m[1], m[2], m[3]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void write_over(const Accumulators<Shape>& acc, int piece, int half,
+                                             uint32_t panel, uint32_t buffer) const {
+    const auto result = [&](int j, int upper) {
+      const float2 v = value(acc, piece, half, j, upper);
+      if constexpr (kAdds) return sum(held(panel, piece, j, upper), v);
+      return v;
+    };
     if constexpr (kWide) {
 #pragma unroll
       for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
-        for (int upper = 0; upper < 2; ++upper) {
-          store_shared_8(buffer + piece_offset(row() + upper * 8, j * 2 + lane % 4 / 2) + lane % 2 * 8,
-                         value(acc, piece, half, j, upper, old));
-        }
+        for (int upper = 0; upper < 2; ++upper) store_shared_8(at_wide(buffer, j, upper), result(j, upper));
       }
     } else {
 #pragma unroll
       for (int j = 0; j < kBlocks; j += 2) {
         uint32_t m[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) m[i] = packed<T>(value(acc, piece, half, j + i / 2, i % 2, old));
-        stmatrix_x4(buffer + piece_offset(thread / 32 * 16 + lane % 16, j + lane / 16), m[0], m[1], m[2],
-                    m[3]);
+        for (int i = 0; i < 4; ++i) m[i] = packed<T>(result(j + i / 2, i % 2));
+        stmatrix_x4(at_narrow(buffer, j), m[0], m[1], m[2], m[3]);
       }
     }
-    staging_.written();
-    if (thread == 0)
-      store_box(p_.out, buffer, tile_.column + piece * kColumns, tile_.row + tile_half * 64, tile_.group);
+  }
+
+  __device__ __forceinline__ void write(const Accumulators<Shape>& acc, int piece, int half, int in_stage) {
+    const int tile_half = Shape::kHalves == 2 ? half : index_;
+    uint32_t buffer;
+    if constexpr (kAddsInPlace) {
+      buffer = staging_.fetched();
+      add_in_place(acc, piece, half, buffer);
+      staging_.added();
+    } else {
+      const uint32_t old = shared_.left(stage_) + (in_stage / kPiecesInPanel * 2 + tile_half) * kPanelBytes;
+      buffer = staging_.next();
+      write_over(acc, piece, half, old, buffer);
+      staging_.written();
+    }
+    const int column = tile_.column + piece * kColumns;
+    const int row = tile_.row + tile_half * 64;
+    const bool sends = threadIdx.x % 128 == 0;
+    if (sends) store_box(p_.out, buffer, column, row, tile_.group);
     staging_.sent();
+    if constexpr (kAddsInPlace) {
+      // The next but one: this half's next. The piece before this one lay in its buffer.
+      if (sends && (piece + 1) * kColumns < tile_.width) {
+        staging_.wait_for_older();
+        staging_.fetch(1, [&](uint32_t to, uint32_t filled) {
+          load_box(to, p_.out, filled, column + kColumns, row, tile_.group);
+        });
+      }
+    }
   }
 
   const WgradTensors<T>& p_;

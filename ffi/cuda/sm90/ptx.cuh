@@ -182,14 +182,6 @@ __device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map
       : "memory");
 }
 
-// Brings one box into L2.
-__device__ __forceinline__ void prefetch_box(const CUtensorMap& map, int32_t c0, int32_t c1, int32_t c2) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];\n" ::"l"(
-                   reinterpret_cast<uint64_t>(&map)),
-               "r"(c0), "r"(c1), "r"(c2)
-               : "memory");
-}
-
 // A copy to both blocks of the cluster, to the same place in each, counted in each.
 __device__ __forceinline__ void load_box_to_both(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
                                                  int32_t c0, int32_t c1) {

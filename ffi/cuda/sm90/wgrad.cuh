@@ -92,27 +92,6 @@ class WgradLeftLoader : public PanelLoader {
   __device__ __forceinline__ WgradLeftLoader(const WgradTensors<T>& p, const Tile& tile)
       : PanelLoader(p.left, tile.row, kTileRows, tile, false), p_(p), tile_(tile) {}
 
-  // Where the panels that the result held do not come through the ring they are fetched for L2, one behind
-  // each of the last stages: the ending then finds them there, and they are not there long enough to be lost.
-  template <typename EachStage>
-  __device__ __forceinline__ void load(const EachStage& each_stage) const {
-    if (!kFetchesOld || !p_.wgrad.accumulate || tile_.is_idle()) {
-      PanelLoader::load(each_stage);
-      return;
-    }
-    const int first = tile_.num_blocks - 2 * ((tile_.width + panel_columns() - 1) / panel_columns());
-    PanelLoader::load([&](const auto& copy) {
-      each_stage([&](uint32_t to, uint32_t filled, int block) {
-        copy(to, filled, block);
-        const int half_panel = block - first;
-        if (half_panel >= 0) {
-          prefetch_box(p_.old, tile_.column + half_panel / 2 * panel_columns(),
-                       tile_.row + half_panel % 2 * 64, tile_.group);
-        }
-      });
-    });
-  }
-
   // Stage `i` of the panels that the result held.
   __device__ __forceinline__ void load_old(int i, uint32_t stage, uint32_t filled) const {
     const int first = i * kOldPanels<Shape>;
@@ -128,11 +107,6 @@ class WgradLeftLoader : public PanelLoader {
   }
 
  private:
-#ifdef AB_NO_PREFETCH
-  static constexpr bool kFetchesOld = false;
-#else
-  static constexpr bool kFetchesOld = !Shape::kOldThroughRing;
-#endif
   __device__ __forceinline__ int panel_columns() const { return p_.wgrad.out.is_wide ? 32 : 64; }
 
   const WgradTensors<T>& p_;

@@ -73,6 +73,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     Staging<Shape> staging(shared, index);
     Accumulators<Shape> acc;
     constexpr bool kTakesTurns = Shape::kHalves == 2;
+    static_assert(!kTakesTurns || !Work::kOldThroughRing, "old stages would keep the ring from the other");
     Cleaner<Shape> cleaner(shared, index);
     for (int turn = 0;; turn ^= 1) {
       const Tile tile = queue.hear();
@@ -80,9 +81,9 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       if (threadIdx.x % 32 == 0) queue.forget();
       queue.advance();
       if (tile.is_end()) break;
-      const int old_stages = tile.old_stages();
+      const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
       if (kTakesTurns && turn != index) {
-        ring.skip(tile.num_blocks + old_stages);
+        ring.skip(tile.num_blocks);
         continue;
       }
       if (!tile.is_idle()) work.prepare(tile, staging);
@@ -92,13 +93,13 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
         if (kTakesTurns) ring.end_turn();
         continue;
       }
-      multiply_any<Work>(tile, index, old_stages == 0, shared, ring, cleaner, acc);
+      multiply_any<Work>(tile, index, shared, ring, cleaner, acc);
       int old_stage = 0;
       for (int i = 0; i < old_stages; ++i) {
         const int stage = ring.next();
         if (i == 0) old_stage = stage;
       }
-      if (kTakesTurns && (old_stages != 0 || tile.num_blocks == 0)) ring.end_turn();
+      if (kTakesTurns && tile.num_blocks == 0) ring.end_turn();
       __syncwarp();
       work.finish(tile, index, acc, shared, staging, ring, old_stage);
     }

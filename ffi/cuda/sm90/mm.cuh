@@ -5,6 +5,8 @@
 // their own part of the accumulator, which is not stored.
 #pragma once
 
+#include <type_traits>
+
 #include "common/launch.h"
 #include "common/vector.cuh"
 #include "portable/mm.cuh"
@@ -69,7 +71,6 @@ class FeatureLoader {
       });
     }
   }
-  __device__ __forceinline__ void load_old(int, uint32_t, uint32_t) const {}
 
  private:
   const MmTensors<T>& p_;
@@ -110,7 +111,6 @@ class RowLoader {
       });
     }
   }
-  __device__ __forceinline__ void load_old(int, uint32_t, uint32_t) const {}
 
  private:
   // In the fewest copies.
@@ -139,7 +139,7 @@ class RowLoader {
 };
 
 // kWeight: kReduction reads [G,N,K], kOuter reads [G,K,N].
-template <typename T, typename TileShape, Major kWeight>
+template <typename T, typename TileShape, Major kWeight, MmResult kResult>
 class MmWork {
  public:
   using Shape = TileShape;
@@ -148,7 +148,7 @@ class MmWork {
   using Element = T;
   using Params = MmTensors<T>;
   static constexpr Major kLeft = kWeight, kRight = Major::kReduction;
-  static constexpr bool kCutsReduction = false;
+  static constexpr bool kCutsReduction = false, kOldThroughRing = false;
 
   __device__ __forceinline__ explicit MmWork(const Params& p) : p_(p) {}
 
@@ -173,14 +173,7 @@ class MmWork {
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
                                          Shared<Shape>, Staging<Shape>& staging, RingReader<Shape>&,
                                          int) const {
-    const bool is_plain = p_.mm.bias.data == nullptr && p_.mm.row_scale.data == nullptr;
-    if (p_.mm.out.is_wide) {
-      MmEnding<T, Shape, true, false>(p_.mm, p_.out, tile, index, staging).run(acc);
-    } else if (is_plain) {
-      MmEnding<T, Shape, false, true>(p_.mm, p_.out, tile, index, staging).run(acc);
-    } else {
-      MmEnding<T, Shape, false, false>(p_.mm, p_.out, tile, index, staging).run(acc);
-    }
+    MmEnding<T, Shape, kResult>(p_.mm, p_.out, tile, index, staging).run(acc);
   }
 
  private:
@@ -191,6 +184,18 @@ template <typename Work>
 __global__ void __launch_bounds__(kThreads, 1) mm_kernel(const __grid_constant__ typename Work::Params p) {
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   run_block<Work>(p, shared_memory);
+}
+
+template <typename T, typename Shape, Major kWeight>
+Status launch_mm(const MmTensors<T>& params, int64_t tiles, const Launch& launch) {
+  const auto launch_as = [&](auto result) {
+    using Work = MmWork<T, Shape, kWeight, decltype(result)::value>;
+    return launch_block<Work>(mm_kernel<Work>, tiles, params, launch);
+  };
+  if (params.mm.out.is_wide) return launch_as(std::integral_constant<MmResult, MmResult::kWide>());
+  return params.mm.bias.data == nullptr && params.mm.row_scale.data == nullptr
+             ? launch_as(std::integral_constant<MmResult, MmResult::kPlain>())
+             : launch_as(std::integral_constant<MmResult, MmResult::kFinished>());
 }
 
 template <typename T, typename Shape>
@@ -225,10 +230,8 @@ Status mm_in(const MmProblem& p, const Config& config, const Launch& launch) {
         prepare_counters(num_clusters(tiles, 2, launch.device), launch, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
-  using FromGkn = MmWork<T, Shape, Major::kOuter>;
-  using FromGnk = MmWork<T, Shape, Major::kReduction>;
-  return p.weight_is_gkn ? launch_block<FromGkn>(mm_kernel<FromGkn>, tiles, params, launch)
-                         : launch_block<FromGnk>(mm_kernel<FromGnk>, tiles, params, launch);
+  return p.weight_is_gkn ? launch_mm<T, Shape, Major::kOuter>(params, tiles, launch)
+                         : launch_mm<T, Shape, Major::kReduction>(params, tiles, launch);
 }
 
 template <typename T>

@@ -10,9 +10,18 @@
 
 namespace grouped::cuda::sm90 {
 
-// kWide: fp32 results. kPlain: neither bias nor row_scale.
-template <typename T, typename Shape, bool kWide, bool kPlain>
+// What a kernel writes. A kernel of its own for each: one that held all three was 2 to 8 % slower, because
+// the multipliers' registers spilled and the code of a turn was longer.
+enum class MmResult {
+  kPlain,     // 16-bit sums
+  kFinished,  // 16-bit, with bias or row_scale
+  kWide       // fp32, with or without them
+};
+
+template <typename T, typename Shape, MmResult kResult>
 class MmEnding {
+  static constexpr bool kWide = kResult == MmResult::kWide;
+  static constexpr bool kPlain = kResult == MmResult::kPlain;
   static constexpr int kLines = kWide ? 2 : 1;  // of 128 bytes, for 64 features
   static constexpr int kLineFeatures = 64 / kLines;
   static constexpr int kPieceRows = Shape::kPieceLines / kLines;

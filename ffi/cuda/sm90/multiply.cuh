@@ -46,11 +46,9 @@ class Cleaner {
   uint32_t parity_ = 0;  // one bit a stage
 };
 
-// acc = left right over the tile's blocks, by multiplier `index`, for tiles of kWidth columns. `ends_turn`:
-// the tile's last stage is an operand's.
+// acc = left right over the tile's blocks, by multiplier `index`, for tiles of kWidth columns.
 template <typename Work, int kWidth>
-__device__ __forceinline__ void multiply(const Tile& tile, int index, bool ends_turn,
-                                         Shared<typename Work::Shape> shared,
+__device__ __forceinline__ void multiply(const Tile& tile, int index, Shared<typename Work::Shape> shared,
                                          RingReader<typename Work::Shape>& ring,
                                          Cleaner<typename Work::Shape>& cleaner,
                                          Accumulators<typename Work::Shape>& acc) {
@@ -67,7 +65,7 @@ __device__ __forceinline__ void multiply(const Tile& tile, int index, bool ends_
   for (int block = 0; block < tile.num_blocks; ++block) {
     const int stage = ring.next();
     const bool is_last = block == tile.num_blocks - 1;
-    if (kHalves == 2 && is_last && ends_turn) ring.end_turn();
+    if (kHalves == 2 && is_last) ring.end_turn();
     if constexpr (Work::kCutsReduction) {
       const int cut = tile.num_tokens % kReduceTile;
       if (is_last && cut != 0) cleaner.zero_past(cut, tile, stage);
@@ -96,16 +94,15 @@ __device__ __forceinline__ void multiply(const Tile& tile, int index, bool ends_
 }
 
 template <typename Work, int kWidth = kWidthStep>
-__device__ __forceinline__ void multiply_any(const Tile& tile, int index, bool ends_turn,
-                                             Shared<typename Work::Shape> shared,
+__device__ __forceinline__ void multiply_any(const Tile& tile, int index, Shared<typename Work::Shape> shared,
                                              RingReader<typename Work::Shape>& ring,
                                              Cleaner<typename Work::Shape>& cleaner,
                                              Accumulators<typename Work::Shape>& acc) {
   constexpr int kMaxWidth = Work::Shape::kMaxWidth;
   if (tile.width <= kWidth || kWidth == kMaxWidth) {
-    multiply<Work, kWidth>(tile, index, ends_turn, shared, ring, cleaner, acc);
+    multiply<Work, kWidth>(tile, index, shared, ring, cleaner, acc);
   } else if constexpr (kWidth < kMaxWidth) {
-    multiply_any<Work, kWidth + kWidthStep>(tile, index, ends_turn, shared, ring, cleaner, acc);
+    multiply_any<Work, kWidth + kWidthStep>(tile, index, shared, ring, cleaner, acc);
   }
 }
 

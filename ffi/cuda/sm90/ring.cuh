@@ -69,10 +69,12 @@ __device__ __forceinline__ void produce(const Work& work, uint32_t first_stage,
         ring.advance();
       }
     });
-    for (int i = 0; i < tile.old_stages(); ++i) {
-      barrier_wait(shared.emptied(ring.at), ring.parity ^ 1);
-      loader.load_old(i, shared.left(ring.at), shared.filled(ring.at));
-      ring.advance();
+    if constexpr (Work::kOldThroughRing) {
+      for (int i = 0; i < tile.old_stages(); ++i) {
+        barrier_wait(shared.emptied(ring.at), ring.parity ^ 1);
+        loader.load_old(i, shared.left(ring.at), shared.filled(ring.at));
+        ring.advance();
+      }
     }
   }
 }

@@ -2,6 +2,8 @@
 // out[g] (+)= left_g^T right_g for 16-bit operands, summed from the group's first row on and cut at its end.
 #pragma once
 
+#include <type_traits>
+
 #include "common/launch.h"
 #include "portable/wgrad.cuh"
 #include "sm90/block.cuh"
@@ -122,7 +124,8 @@ class WgradRightLoader : public PanelLoader {
   __device__ __forceinline__ void load_old(int, uint32_t, uint32_t filled) const { barrier_arrive(filled); }
 };
 
-template <typename T, typename TileShape>
+// A kernel for each kind of result, as for mm (MmResult).
+template <typename T, typename TileShape, bool kWide, bool kAdds>
 class WgradWork {
  public:
   using Shape = TileShape;
@@ -132,6 +135,7 @@ class WgradWork {
   using RightLoader = WgradRightLoader<T>;
   static constexpr Major kLeft = Major::kOuter, kRight = Major::kOuter;
   static constexpr bool kCutsReduction = true;
+  static constexpr bool kOldThroughRing = kAdds && Shape::kOldThroughRing;
 
   __device__ __forceinline__ explicit WgradWork(const Params& p) : p_(p) {}
 
@@ -142,54 +146,39 @@ class WgradWork {
       if (maps->has_two) prefetch_tensor_map(maps->two);
       prefetch_tensor_map(maps->half);
     }
-    if (p_.wgrad.accumulate) prefetch_tensor_map(p_.old);
+    if (kOldThroughRing) prefetch_tensor_map(p_.old);
     prefetch_tensor_map(p_.out);
   }
   __device__ __forceinline__ void schedule(Shared<Shape> shared, TileQueue<Shape>& queue) const {
     // Stages of the ring that the result's old panels fill.
-    const auto old_stages = [this](int32_t width) {
-      if (!p_.wgrad.accumulate || !Shape::kOldThroughRing) return 0;
-      const int panels = p_.wgrad.out.is_wide ? width / 32 : (width + 63) / 64;
+    const auto old_stages = [](int32_t width) {
+      if (!kOldThroughRing) return 0;
+      const int panels = kWide ? width / 32 : (width + 63) / 64;
       return (panels + kOldPanels<Shape> - 1) / kOldPanels<Shape>;
     };
-    schedule_wgrad<Shape>(p_.wgrad.map, p_.wgrad.rows, p_.wgrad.columns, p_.wgrad.accumulate, old_stages,
-                          p_.order, shared, queue);
+    schedule_wgrad<Shape>(p_.wgrad.map, p_.wgrad.rows, p_.wgrad.columns, kAdds, old_stages, p_.order, shared,
+                          queue);
   }
   __device__ __forceinline__ void side_work(int, int) const {}
 
   __device__ __forceinline__ void prepare(const Tile& tile, const Staging<Shape>& staging) const {
-    if constexpr (!Shape::kOldThroughRing) {
-      if (p_.wgrad.accumulate && threadIdx.x % 128 == 0) fetch_first(p_, tile, staging);
+    if constexpr (kAdds && !kOldThroughRing) {
+      if (threadIdx.x % 128 == 0) fetch_first(p_, tile, staging);
     }
   }
 
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
                                          Shared<Shape> shared, Staging<Shape>& staging,
                                          RingReader<Shape>& ring, int old_stage) const {
-    if (p_.wgrad.out.is_wide) {
-      finish_in<true>(tile, index, acc, shared, staging, ring, old_stage);
+    WgradEnding<T, Shape, kWide, kAdds> ending(p_, tile, index, shared, staging, ring, old_stage);
+    if (!kAdds && tile.num_blocks == 0) {
+      ending.run_empty();
     } else {
-      finish_in<false>(tile, index, acc, shared, staging, ring, old_stage);
+      ending.run(acc);
     }
   }
 
  private:
-  template <bool kWide>
-  __device__ __forceinline__ void finish_in(const Tile& tile, int index, const Accumulators<Shape>& acc,
-                                            Shared<Shape> shared, Staging<Shape>& staging,
-                                            RingReader<Shape>& ring, int old_stage) const {
-    if (p_.wgrad.accumulate) {
-      WgradEnding<T, Shape, kWide, WgradMode::kAccumulate>(p_, tile, index, shared, staging, ring, old_stage)
-          .run(acc);
-    } else if (tile.num_blocks == 0) {
-      WgradEnding<T, Shape, kWide, WgradMode::kZero>(p_, tile, index, shared, staging, ring, old_stage)
-          .run(acc);
-    } else {
-      WgradEnding<T, Shape, kWide, WgradMode::kOverwrite>(p_, tile, index, shared, staging, ring, old_stage)
-          .run(acc);
-    }
-  }
-
   const Params& p_;
 };
 
@@ -206,6 +195,20 @@ inline void add_panel_maps(TensorMaps& maps, PanelMaps* panels, const void* data
   panels->has_two = columns % 64 == 0;
   if (panels->has_two)
     maps.add_panels(&panels->two, data, {64, T, columns / 64}, {columns, 64}, {64, kReduceTile, 2});
+}
+
+template <typename T, typename Shape>
+Status launch_wgrad(const WgradTensors<T>& params, int64_t tiles, const Launch& launch) {
+  const auto launch_as = [&](auto is_wide, auto adds) {
+    using Work = WgradWork<T, Shape, decltype(is_wide)::value, decltype(adds)::value>;
+    return launch_block<Work>(wgrad_kernel<Work>, tiles, params, launch);
+  };
+  if (params.wgrad.accumulate) {
+    return params.wgrad.out.is_wide ? launch_as(std::true_type(), std::true_type())
+                                    : launch_as(std::false_type(), std::true_type());
+  }
+  return params.wgrad.out.is_wide ? launch_as(std::true_type(), std::false_type())
+                                  : launch_as(std::false_type(), std::false_type());
 }
 
 template <typename T, typename Shape>
@@ -229,7 +232,6 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
            p.out_dtype, kPieceLineBytes);
   if (!maps.status().ok()) return maps.status();
 
-  using Work = WgradWork<T, Shape>;
   const int64_t per_group =
       saturating_product(ceil_div(rows, kTileRows), ceil_div(columns, Shape::kMaxWidth));
   const int64_t tiles = saturating_product(ceil_div(per_group, 2) * 2, p.G);
@@ -240,7 +242,7 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
         prepare_counters(num_clusters(tiles, 2, launch.device), launch, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
-  return launch_block<Work>(wgrad_kernel<Work>, tiles, params, launch);
+  return launch_wgrad<T, Shape>(params, tiles, launch);
 }
 
 template <typename T>

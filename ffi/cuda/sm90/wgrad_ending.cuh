@@ -29,10 +29,6 @@ struct WgradTensors {
   WgradOrder order;
 };
 
-// kOverwrite, or kAccumulate onto what the result held; kZero: the group is empty, the accumulators hold
-// nothing.
-enum class WgradMode { kOverwrite, kAccumulate, kZero };
-
 // Begins to fetch the first two pieces of what the tile's result held. By the thread that sends the pieces,
 // once it has sent those of its last tile.
 template <typename T, typename Shape>
@@ -47,9 +43,9 @@ __device__ __forceinline__ void fetch_first(const WgradTensors<T>& p, const Tile
   }
 }
 
-template <typename T, typename Shape, bool kWide, WgradMode kMode>
+// kWide: fp32 results. kAdds: onto what the result held.
+template <typename T, typename Shape, bool kWide, bool kAdds>
 class WgradEnding {
-  static constexpr bool kAdds = kMode == WgradMode::kAccumulate;
   static constexpr bool kAddsInPlace = kAdds && !Shape::kOldThroughRing;
   static constexpr int kElementBytes = kWide ? 4 : 2;
   static constexpr int kLineBytesOut = Shared<Shape>::kPieceBytes / 64;
@@ -90,7 +86,27 @@ class WgradEnding {
     }
   }
 
+  // Zeros, without the accumulators, which an empty group leaves as they were. A loop, because zeroing them
+  // in a branch would make them spill.
+  __device__ __forceinline__ void run_empty() {
+#pragma unroll 1
+    for (int column = 0; column < tile_.width; column += kColumns) {
+#pragma unroll 1
+      for (int half = 0; half < Shape::kHalves; ++half) {
+        const uint32_t buffer = staging_.next();
+        for (uint32_t at = threadIdx.x % 128 * 16; at < Shared<Shape>::kPieceBytes; at += 128 * 16)
+          zero_shared_16(buffer + at);
+        staging_.written();
+        if (threadIdx.x % 128 == 0)
+          store_box(p_.out, buffer, tile_.column + column, tile_.row + tile_half(half) * 64, tile_.group);
+        staging_.sent();
+      }
+    }
+  }
+
  private:
+  __device__ __forceinline__ int tile_half(int half) const { return Shape::kHalves == 2 ? half : index_; }
+
   __device__ __forceinline__ void release() {
     __syncwarp();
     ring_.release(stage_);
@@ -110,7 +126,6 @@ class WgradEnding {
   // Columns of block `j`, row row() + upper * 8.
   __device__ __forceinline__ static float2 value(const Accumulators<Shape>& acc, int piece, int half, int j,
                                                  int upper) {
-    if constexpr (kMode == WgradMode::kZero) return {0.0f, 0.0f};
     const int at = (piece * kBlocks + j) * 4 + upper * 2;
     return {acc[half][at], acc[half][at + 1]};
   }
@@ -193,20 +208,20 @@ class WgradEnding {
   }
 
   __device__ __forceinline__ void write(const Accumulators<Shape>& acc, int piece, int half, int in_stage) {
-    const int tile_half = Shape::kHalves == 2 ? half : index_;
     uint32_t buffer;
     if constexpr (kAddsInPlace) {
       buffer = staging_.fetched();
       add_in_place(acc, piece, half, buffer);
       staging_.added();
     } else {
-      const uint32_t old = shared_.left(stage_) + (in_stage / kPiecesInPanel * 2 + tile_half) * kPanelBytes;
+      const uint32_t old =
+          shared_.left(stage_) + (in_stage / kPiecesInPanel * 2 + tile_half(half)) * kPanelBytes;
       buffer = staging_.next();
       write_over(acc, piece, half, old, buffer);
       staging_.written();
     }
     const int column = tile_.column + piece * kColumns;
-    const int row = tile_.row + tile_half * 64;
+    const int row = tile_.row + tile_half(half) * 64;
     const bool sends = threadIdx.x % 128 == 0;
     if (sends) store_box(p_.out, buffer, column, row, tile_.group);
     staging_.sent();

@@ -64,12 +64,12 @@ inline bool is_large(int64_t rows, int64_t K, int64_t N) {
 }
 
 // Measured: docs/kernel-log.md. Narrow tiles overlap the writing of results with products, but fetch more for
-// each product; above 4096 a tile lasts long, and tiles of one width keep the blocks together, so that they
+// each product; above 8192 a tile lasts long, and tiles of one width keep the blocks together, so that they
 // find in L2 what the others fetched. The widest first balances the work; where groups are many and small,
 // chance balances it, and narrow tiles, which wait for memory, had better run beside wide ones, which do not.
 inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G) {
   Config config = {};
-  const bool is_long = K > 4096;
+  const bool is_long = K > 8192;
   config.takes_turns = !is_long && T > 256 * G;
   config.cuts_evenly = !is_long;
   config.in_order = !is_long && G >= 64 && T <= 512 * G;
@@ -86,7 +86,7 @@ inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accu
   const bool is_fine = T <= 1024 * G;
   config.takes_turns = T > (accumulate ? 1024 : 256) * G;
   // Writing an element takes as long as 256 products.
-  config.on_demand = is_large(std::max(T, 256 * G), K, N) && (is_fine || !accumulate);
+  config.on_demand = is_large(std::max(T, 256 * G), K, N);
   config.from_both_ends = config.on_demand && is_fine;
   return config;
 }

@@ -39,9 +39,11 @@ GOLDEN = {
     ("mm", 16384, 4096, 28672, 8): TURNS + EVEN + DEMAND,
     ("mm", 500_000, 256, 256, 1): TURNS + EVEN,
     ("mm", 2**31 - 513, 2**31 - 513, 2**31 - 513, 1): SHARE + DEMAND,
-    ("mm", 32768, 7168, 4096, 8): SHARE + DEMAND,  # long sums
+    ("mm", 32768, 7168, 4096, 8): TURNS + EVEN + DEMAND,
+    ("mm", 16384, 8192, 5120, 8): TURNS + EVEN + DEMAND,
+    ("mm", 16384, 8193, 5120, 8): SHARE + DEMAND,  # long sums
     ("mm", 16384, 28672, 4096, 8): SHARE + DEMAND,
-    ("mm", 32768, 5760, 2880, 128): SHARE + DEMAND,
+    ("mm", 32768, 5760, 2880, 128): SHARE + EVEN + ORDER + DEMAND,
     ("mm", 16, 16384, 32768, 1): SHARE,
     ("mm", 32768, 2880, 5760, 128): SHARE + EVEN + ORDER + DEMAND,  # few rows a group
     ("mm", 81920, 512, 2048, 512): SHARE + EVEN + ORDER + DEMAND,
@@ -56,8 +58,8 @@ GOLDEN = {
     ("wgrad", 2**31 - 513, 2**31 - 513, 2**31 - 513, 1): TURNS + DEMAND,
     ("wgrad_acc", 65536, 2048, 1536, 128): SHARE + DEMAND + ENDS,
     ("wgrad_acc", 8192, 7168, 4096, 8): SHARE + DEMAND + ENDS,
-    ("wgrad_acc", 8193, 7168, 4096, 8): TURNS,  # many rows a group: time to fetch what the result held
-    ("wgrad_acc", 32768, 7168, 4096, 8): TURNS,
+    ("wgrad_acc", 8193, 7168, 4096, 8): TURNS + DEMAND,  # many rows a group: time to fetch what the result held
+    ("wgrad_acc", 32768, 7168, 4096, 8): TURNS + DEMAND,
 }
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weight gradients of thousands of rows a group, added to what a buffer holds: the shapes for which accumulating takes
-turns unforced, and what the result held is brought into L2 while the products are made."""
+turns unforced, and what the result held comes through the buffers of its pieces."""
 
 from __future__ import annotations
 

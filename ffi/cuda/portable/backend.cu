@@ -45,29 +45,21 @@ bool use_sm90(const Problem& p, int device) {
          test_kernels() != TestKernels::kPortable;
 }
 
-bool takes_turns(bool chosen) {
-  return test_kernels() == TestKernels::kTurns || (test_kernels() != TestKernels::kShare && chosen);
-}
-
-// What a configuration can be besides goes along when tests force the turns or not: each way of giving out
+// Tests force the turns or not, and what a configuration can be besides goes along: each way of giving out
 // work runs in one of them. In neither do clusters take turns, because small problems choose that unforced.
-cuda::sm90::Config config_of(const MmProblem& p) {
-  cuda::sm90::Config config = cuda::sm90::mm_config(p.T, p.K, p.N, p.G);
-  config.takes_turns = takes_turns(config.takes_turns);
-  if (test_kernels() != TestKernels::kAny) {
-    config.on_demand = true;
-    config.in_order = config.takes_turns;
-  }
+cuda::sm90::Config forced(cuda::sm90::Config config, bool cuda::sm90::Config::* goes_along) {
+  if (test_kernels() == TestKernels::kAny) return config;
+  config.takes_turns = test_kernels() == TestKernels::kTurns;
+  config.on_demand = true;
+  config.*goes_along = config.takes_turns;
   return config;
+}
+cuda::sm90::Config config_of(const MmProblem& p) {
+  return forced(cuda::sm90::mm_config(p.T, p.K, p.N, p.G), &cuda::sm90::Config::in_order);
 }
 cuda::sm90::Config config_of(const WgradProblem& p) {
-  cuda::sm90::Config config = cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate);
-  config.takes_turns = takes_turns(config.takes_turns);
-  if (test_kernels() != TestKernels::kAny) {
-    config.on_demand = true;
-    config.from_both_ends = config.takes_turns;
-  }
-  return config;
+  return forced(cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate),
+                &cuda::sm90::Config::from_both_ends);
 }
 
 Status mm(const MmProblem& p, const Launch& launch) {

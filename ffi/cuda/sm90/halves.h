@@ -21,8 +21,9 @@ inline constexpr int kMaxPairs = 96;
 
 // In the workspace of a call (piece_feed.cuh).
 struct PieceCounters {
-  unsigned long long taken[2];  // pieces that clusters of each half have been given
-  int32_t first_half;           // of as many pieces as there are clusters, the first half's share
+  // Pieces that clusters of each half have been given; from both ends, both counts in the first word.
+  unsigned long long taken[2];
+  int32_t first_half;  // of as many pieces as there are clusters, the first half's share
   uint8_t half_of_pair[kMaxPairs];
 };
 

@@ -132,11 +132,8 @@ def main() -> int:
         found = suite()
         suites[name], seconds[name] = found, round(time.monotonic() - begin, 1)
 
-    run("contract (pytest)", run_pytest)
-    # What is launched besides for large problems, in small ones that are captured.
-    run("captured, turns", lambda: run_pytest(CAPTURED, kernels="turns"))
-    run("torch's modes", lambda: run_pytest(MODES, device="cuda"))
-    # Each is one thread and leaves most of the GPU idle, so they run side by side.
+    # Each is one thread and leaves most of the GPU idle, so they run side by side, and beside pytest, which leaves it
+    # idle while XLA compiles.
     executables = [
         ("executable", None, ""),
         *((f"executable, {kernels}", None, kernels) for kernels in FORCED),
@@ -146,6 +143,10 @@ def main() -> int:
         waiting = [
             pool.submit(run, name, partial(run_executable, tool, kernels)) for name, tool, kernels in executables
         ]
+        run("contract (pytest)", run_pytest)
+        # What is launched besides for large problems, in small ones that are captured.
+        run("captured, turns", lambda: run_pytest(CAPTURED, kernels="turns"))
+        run("torch's modes", lambda: run_pytest(MODES, device="cuda"))
     for future in waiting:
         future.result()
     ok = all(s["exit_code"] == 0 and s["failed"] == 0 for s in suites.values())

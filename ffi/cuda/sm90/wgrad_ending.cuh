@@ -171,6 +171,8 @@ class WgradEnding {
       uint32_t held[kBlocks / 2][4];
 #pragma unroll
       for (int j = 0; j < kBlocks; j += 2) ldmatrix_x4<false>(held[j / 2], at_narrow(buffer, j));
+      // The lane that names 16 bytes is not the one that reads them.
+      __syncwarp();
 #pragma unroll
       for (int j = 0; j < kBlocks; j += 2) {
         uint32_t m[4];

@@ -77,9 +77,9 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     Cleaner<Shape> cleaner(shared, index);
     for (int turn = 0;; turn ^= 1) {
       const Tile tile = queue.hear();
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) queue.forget();
+      queue.forget();
       queue.advance();
+      __syncwarp();
       if (tile.is_end()) break;
       const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
       if (kTakesTurns && turn != index) {

@@ -11,7 +11,7 @@ namespace grouped::cuda::sm90 {
 template <typename Shape>
 class TileQueue {
  public:
-  static constexpr uint32_t kListeners = 2 + kMultipliers * 4;  // warps
+  static constexpr uint32_t kListeners = 2 + kMultipliers * 128;  // threads
 
   __device__ __forceinline__ TileQueue(Shared<Shape> shared, unsigned char* memory)
       : shared_(shared), tiles_(reinterpret_cast<int4*>(memory + Shared<Shape>::kTileQueue)) {}
@@ -33,7 +33,8 @@ class TileQueue {
     const int4 b = tiles_[cursor_.at * 2 + 1];
     return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
   }
-  // By one lane of each warp that listens, once it has read the tile it heard.
+  // By each thread that listens, once it has read the tile it heard. Not by one for its warp: the order of
+  // the others' reads would hang on a meeting of the warp, which racecheck does not always see.
   __device__ __forceinline__ void forget() const { barrier_arrive(shared_.heard(cursor_.at)); }
   __device__ __forceinline__ void advance() { cursor_.advance(); }
 

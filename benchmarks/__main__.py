@@ -40,6 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--xla-share", type=float, default=0.3, metavar="SHARE", help="of the GPU's memory that XLA takes at its start"
     )
+    run.add_argument(
+        "--build",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="another build of the core as a peer: its wheel or its library; may be given several times",
+    )
     run.add_argument("--quick", action="store_true", help="few, short samples: a smoke test, not a measurement")
     run.add_argument("--warm-up", type=float, default=2.0, help="seconds of dense products before the first case")
 

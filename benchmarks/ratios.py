@@ -47,8 +47,9 @@ def _matches(name: str, entry: dict[str, Any], against: list[str]) -> bool:
 
 
 def rows(data: dict[str, Any], ours: str, against: list[str] | None = None) -> list[Row]:
-    """Every case that ours and at least one peer were timed on."""
+    """Every case that ours and at least one peer were timed on; others of ours are peers where `against` names them."""
     found = []
+    roles = ("peer", "ours") if against else ("peer",)
     for case_id, case in data["cases"].items():
         peers = case["peers"]
         mine = median_us(peers.get(ours))
@@ -57,7 +58,10 @@ def rows(data: dict[str, Any], ours: str, against: list[str] | None = None) -> l
         ratios = {
             name: us / entry.get("beside", {}).get(ours, mine)
             for name, entry in peers.items()
-            if entry["role"] == "peer" and (us := median_us(entry)) is not None and _matches(name, entry, against or [])
+            if name != ours
+            and entry["role"] in roles
+            and (us := median_us(entry)) is not None
+            and _matches(name, entry, against or [])
         }
         if not ratios:
             continue

@@ -88,7 +88,7 @@ class Runner:
 
     def _find_peers(self, results: Results) -> None:
         missing = results.data.setdefault("missing_peers", {})
-        for peer in registry.select(self.arguments.peers, self.device):
+        for peer in registry.select(self.arguments.peers, self.device, self.arguments.build):
             reason = peer.missing(self.device)
             if reason is None:
                 self.peers.append(peer)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from benchmarks.peers.base import FIRST, OURS, SITTINGS, Peer
@@ -10,6 +12,7 @@ from benchmarks.peers.bounds import Dense
 from benchmarks.peers.cudnn_moe import CudnnMoe
 from benchmarks.peers.deepgemm import DeepGemm, DeepGemmPadding
 from benchmarks.peers.jax_native import RaggedDot, XlaActivation
+from benchmarks.peers.other_builds import OtherBuild
 from benchmarks.peers.ours_jax import JaxGrouped
 from benchmarks.peers.ours_torch import OwnMemory, TorchGrouped, WithoutTail
 from benchmarks.peers.pallas_mgpu import TILES, RaggedDotMgpu
@@ -43,12 +46,13 @@ def all_peers() -> list[Peer]:
     ]
 
 
-def select(patterns: list[str], device: torch.device) -> list[Peer]:
+def select(patterns: list[str], device: torch.device, builds: Sequence[str] = ()) -> list[Peer]:
     """Peers by sitting, or by a part of their name, family or role, case ignored; ours beside them if none was named.
 
-    Without a pattern it is the first sitting; on a CPU, where no pool is in the way, all.
+    Without a pattern it is the first sitting; on a CPU, where no pool is in the way, all. `builds`: NAME=PATH of other
+    builds of the core.
     """
-    peers = all_peers()
+    peers = all_peers() + [OtherBuild(build) for build in builds]
     patterns = [pattern.lower() for pattern in patterns] or ([FIRST] if device.type == "cuda" else list(SITTINGS))
     for pattern in patterns:
         if not any(_matches(peer, pattern) for peer in peers):

@@ -130,7 +130,7 @@ class _Fake(Peer):
 )
 def test_only_right_results_are_timed(tmp_path, monkeypatch, role, behaviour, status, reason):
     peers = [_Fake("good", "peer", "works"), _Fake("x", role, behaviour)]
-    monkeypatch.setattr(registry, "select", lambda patterns, device: peers)
+    monkeypatch.setattr(registry, "select", lambda patterns, device, builds: peers)
     path = tmp_path / "results.json"
     failed = role == OURS and status in ("wrong", "failed")
     assert _runner(path, "--draws", "even").run() == int(failed)
@@ -148,7 +148,7 @@ def test_a_later_sitting_adds_its_peers_beside_ours(tmp_path, monkeypatch):
 
     def sit(*names: str) -> dict:
         peers = [_Fake("o", OURS, "works"), *(_Fake(n, "peer", "works") for n in names), _Fake("s", "peer", "skips")]
-        monkeypatch.setattr(registry, "select", lambda patterns, device: peers)
+        monkeypatch.setattr(registry, "select", lambda patterns, device, builds: peers)
         assert _runner(path, "--draws", "even").run() == 0
         return load(path)["cases"]["tiny-up/fwd/even/f32"]["peers"]
 
@@ -163,7 +163,7 @@ def test_a_later_sitting_adds_its_peers_beside_ours(tmp_path, monkeypatch):
 
 def test_a_case_that_only_ours_would_run_is_left_out(tmp_path, monkeypatch):
     peers = [_Fake("o", OURS, "works"), Tokamax()]
-    monkeypatch.setattr(registry, "select", lambda patterns, device: peers)
+    monkeypatch.setattr(registry, "select", lambda patterns, device, builds: peers)
     monkeypatch.setattr(Tokamax, "missing", lambda self, device: None)
     path = tmp_path / "results.json"
     assert _runner(path, "--draws", "zipf").run() == 0, "tokamax runs even sizes alone"

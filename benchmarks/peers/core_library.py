@@ -7,7 +7,7 @@ import ctypes
 import zipfile
 from ctypes import POINTER, c_char, c_char_p, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ class CoreLibrary:
           OSError: there is no such library.
           RuntimeError: its structures are of another version.
         """
-        self._library = ctypes.CDLL(str(_from_wheel(path) if path.suffix == ".whl" else path.resolve()))
+        self._library = _from_wheel(path) if path.suffix == ".whl" else ctypes.CDLL(str(path.resolve()))
         self._library.grouped_workspace_size.restype = c_size_t
         version = self._library.grouped_abi_version()
         if version != ABI_VERSION:
@@ -127,12 +127,13 @@ class CoreLibrary:
             raise RuntimeError(status.message.decode())
 
 
-def _from_wheel(path: Path) -> Path:
-    with zipfile.ZipFile(path) as wheel:
+def _from_wheel(path: Path) -> ctypes.CDLL:
+    """Once it is loaded its file may go."""
+    with zipfile.ZipFile(path) as wheel, TemporaryDirectory(prefix="grouped-build-") as folder:
         names = [n for n in wheel.namelist() if n.startswith("grouped_core/_core") and n.endswith(".so")]
         if not names:
             raise OSError(f"{path} has no grouped_core/_core*.so")
-        return Path(wheel.extract(names[0], mkdtemp(prefix="grouped-build-")))
+        return ctypes.CDLL(wheel.extract(names[0], folder))
 
 
 def _device(t: Tensor) -> int:

@@ -10,15 +10,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference
-import torch
 from cases import draw
-from frameworks import DEVICE, Guarded, from_torch, to_torch
+from repeated_wgrad import repeated_wgrad
 from tolerances import assert_bits, assert_close
 
-from torch_grouped.functional import grouped_linear
-
 G, K, N = 96, 296, 776  # several tiles a group, some of them not whole, of a number of pieces that 3 does not divide
-LAUNCHES = 100
 
 
 def _sizes(rng: np.random.Generator) -> np.ndarray:
@@ -35,21 +31,7 @@ def test_short_sums(rng, accumulate, dtype):
     T = int(sizes.sum()) + 5
     x, dy = draw(rng, (T, K), "bf16"), draw(rng, (T, N), "bf16")
     old = draw(rng, (G, N, K), dtype)
-    weight = torch.zeros(G, N, K, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
-    out = Guarded(old.shape, to_torch(old).dtype)
-    y = grouped_linear(to_torch(x), weight, to_torch(sizes), wgrad_out=out.tensor, accumulate_wgrad=accumulate)
-    gradient, held = to_torch(dy), to_torch(old)
-
-    def launch() -> torch.Tensor:
-        out.tensor.copy_(held)
-        torch.autograd.grad(y, [weight], gradient, allow_unused=True, retain_graph=True)
-        return out.tensor
-
-    first = launch().clone()
-    for _ in range(LAUNCHES):
-        assert torch.equal(launch(), first)
-    out.check()
-    result = from_torch(first)
+    result = repeated_wgrad(x, dy, sizes, old, accumulate=accumulate, launches=100)
     assert_close(result, reference.grouped_wgrad(x, dy, sizes, old=old if accumulate else None), 64 + accumulate)
     if accumulate:
         empty = sizes == 0

@@ -20,7 +20,7 @@ from grouped_core import Op
 
 # m: the ragged dimension. Its sizes and those of the others, odd and apart from each other.
 EXTENT = {"m": 13, "k": 5, "n": 7, "j": 3, "p": 2, "a": 3, "b": 2, "c": 3, "x": 2, "g": 4}
-SIZES = ((3, 0, 6, 2), (0, 13, 0, 0), (0, 0, 0, 0), (1, 2, 3, 4), (5, 0, 0, 8), (2, 2, 2, 2))  # a tail in some
+SIZES = ((3, 0, 6, 2), (0, 13, 0, 0), (0, 0, 0, 0), (1, 2, 3, 4), (5, 0, 0, 8), (2, 2, 2, 2))  # the first has a tail
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Ragged:
     def draw(self, rng: np.random.Generator, dtype: str) -> tuple[NDArray, NDArray, NDArray]:
         lhs, rhs = (draw(rng, [EXTENT[c] for c in letters], dtype) for letters in (self.lhs, self.rhs))
         lead = [EXTENT[c] for c in self.sizes]
-        rows = rng.permutation(len(SIZES))[: int(np.prod(lead))] if lead else np.zeros(1, int)
+        others = 1 + rng.permutation(len(SIZES) - 1)
+        rows = rng.permutation(np.append(0, others[: int(np.prod(lead)) - 1]))  # the first is always among them
         return lhs, rhs, np.array(SIZES, np.int32)[rows].reshape(*lead, EXTENT["g"])
 
     def truth(self, lhs: Any, rhs: Any, sizes: Any) -> jax.Array:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from typing import Any
 
@@ -50,6 +51,7 @@ class Runner:
         self._find_peers(results)
         todo = self._cases()
         self._measure_roofs(results)
+        gc.freeze()  # else each case searches what the imports made, for longer than most cases are timed
         longest = 0.0
         for number, case in enumerate(todo, 1):
             peers = self._still_to_measure(case, results)

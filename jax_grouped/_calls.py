@@ -141,26 +141,29 @@ def call(
     Returns:
       The results in table order.
     """
-    buffers = {i: o for i, o in outputs.items() if isinstance(o, jax.Array | np.ndarray)}
+    buffers = [i for i, o in outputs.items() if isinstance(o, jax.Array | np.ndarray)]
     present = [i for i, a in enumerate(inputs) if a is not None]
+    arrays = [*(inputs[i] for i in present), *(outputs[i] for i in buffers)]
+    # JAX keeps the two functions with what it traced, so they hold no array that is being traced.
+    places = len(inputs)
+    types: dict[int, Any] = {i: None if i in buffers else o for i, o in outputs.items()}
 
     def run(*arrays: Array) -> tuple[Array, ...]:
         given = dict(zip([*present, *buffers], arrays, strict=True))
         operands = {i: given[i] for i in present}
-        return _run(op, operands, {i: given.get(i, o) for i, o in outputs.items()}, buffers, options, dims)
+        return _run(op, operands, {i: given.get(i, kind) for i, kind in types.items()}, buffers, options, dims)
 
     def folded(size: int, batched: Sequence[bool], *arrays: Array) -> tuple[Array, ...] | None:
         given, is_batched = dict(zip(present, arrays, strict=True)), dict(zip(present, batched, strict=True))
-        shapes = {i: o.shape for i, o in outputs.items()}
-        one_call = fold(op, size, [given.get(i) for i in range(len(inputs))], is_batched, shapes, options)
+        shapes = {i: kind.shape for i, kind in types.items()}
+        one_call = fold(op, size, [given.get(i) for i in range(places)], is_batched, shapes, options)
         if one_call is None:
             return None
         (flat, flat_shapes, groups), unfold = one_call
         like = [a for a in flat if a is not None]
-        types = {i: result_type(shape, outputs[i].dtype, *like) for i, shape in flat_shapes.items()}
-        return unfold(call(op, flat, types, options, (dims[0], dims[1], groups)))
+        new = {i: result_type(shape, types[i].dtype, *like) for i, shape in flat_shapes.items()}
+        return unfold(call(op, flat, new, options, (dims[0], dims[1], groups)))
 
-    arrays = [*(inputs[i] for i in present), *buffers.values()]
     return list(batchable(run, None if buffers else folded)(*arrays))
 
 

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from grouped_core import Activation, Op, Tail, activation_options
 from jax_grouped import _operations as core
-from jax_grouped._calls import Array, check_arguments, check_own, result_type, vary_together
+from jax_grouped._calls import Array, check_arguments, check_own, dtype_of, result_type, vary_together
 from jax_grouped._refs import Buffer, check_buffers, check_inputs, cotangent, is_ref, read, write
 
 __all__ = ["grouped_activation"]
@@ -64,7 +64,7 @@ def grouped_activation(
     options = choice.options(Tail.KEEP)
     y: Any = out
     if y is None:
-        y = result_type((h.shape[0], choice.width(h.shape[1])) if h.ndim == 2 else (0, 0), h.dtype)
+        y = result_type((h.shape[0], choice.width(h.shape[1])) if h.ndim == 2 else (0, 0), dtype_of(h))
     check_arguments(Op.ACTIVATION, {"h": h, "group_sizes": group_sizes, "row_scale": row_scale, "out": y}, options)
     if dgrad_out is not None:
         # Backward's rules, with the result in the place of its gradient.

@@ -103,12 +103,17 @@ def result_type(shape: Sequence[Any], dtype: Any, *like: Array | None) -> Any:
     return typed.out_avals[0]
 
 
+def dtype_of(array: Any) -> Any:
+    """The dtype with which JAX will take it: of numpy's 64 bits 32 are left without ``jax_enable_x64``."""
+    return jax.typeof(array).dtype if isinstance(array, np.ndarray) else array.dtype
+
+
 def _describe(name: str, value: Any) -> tuple | None:
     if value is None:
         return None
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name} must be an array; got {type(value).__name__}. Pass jax.numpy.asarray({name}).")
-    dtype = int(_DTYPES.get(np.dtype(value.dtype).name, DType.OTHER))
+    dtype = int(_DTYPES.get(np.dtype(dtype_of(value)).name, DType.OTHER))
     return name, 0, dtype, tuple(value.shape), None, CPU_DEVICE, NO_DATA
 
 

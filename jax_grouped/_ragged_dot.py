@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from grouped_core import Op, Options, weight_layout_code
-from jax_grouped._calls import Array, check_arguments, result_type
+from jax_grouped._calls import Array, check_arguments, dtype_of, result_type
 from jax_grouped._ragged_dot_general import evaluate, refuse_group_offset
 from jax_grouped._ragged_form import SERVED_DTYPES
 from jax_grouped._refs import Buffer
@@ -88,8 +88,9 @@ def _check(lhs: Any, rhs: Any, group_sizes: Any, out: Any) -> None:
         if not (lhs.dtype in SERVED_DTYPES and rhs.dtype in SERVED_DTYPES):
             return
         # Dtypes may differ here, so the rules see that of lhs alone.
-        rhs = result_type(rhs.shape, lhs.dtype)
-        result = result_type((lhs.shape[0], rhs.shape[2]) if lhs.ndim == 2 and rhs.ndim == 3 else (0, 0), lhs.dtype)
+        dtype = dtype_of(lhs)
+        rhs = result_type(rhs.shape, dtype)
+        result = result_type((lhs.shape[0], rhs.shape[2]) if lhs.ndim == 2 and rhs.ndim == 3 else (0, 0), dtype)
     if jnp.issubdtype(group_sizes.dtype, jnp.integer):
         group_sizes = result_type(group_sizes.shape, jnp.int32)
     arguments = {"lhs": lhs, "rhs": rhs, "group_sizes": group_sizes, "bias": None, "row_scale": None, "out": result}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""jax_grouped in a process whose JAX is set up to complain."""
+"""jax_grouped in a process whose JAX is set up to complain, and on arrays as NumPy makes them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from cases import BY_NAME
 from problems import linear_problem
@@ -86,3 +87,38 @@ def test_no_tracer_of_a_buffer_outlives_its_trace(rng) -> None:
 
     with jax.checking_leaks():
         step(jnp.zeros((x.shape[0], weight.shape[2])), x, weight)
+
+
+@pytest.mark.parametrize(
+    "wide", [("x",), ("weight",), ("bias", "row_scale"), ("x", "weight", "bias", "row_scale")], ids=str
+)
+@pytest.mark.parametrize("eager", [False, True], ids=["jit", "eager"])
+def test_numpys_64_bits_are_taken_as_jax_takes_them(rng, wide, eager) -> None:
+    """As 32 where jax_enable_x64 is off, beside arrays of JAX's and of themselves."""
+    p = linear_problem(rng, HARD, "f32")
+    given: dict[str, Any] = {n: a.astype(np.float64) if n in wide else jnp.asarray(a) for n, a in p.inputs.items()}
+    sizes: Any = p.sizes.astype(np.int64)
+    expected = grouped_linear(**jax.tree.map(jnp.asarray, p.inputs), group_sizes=jnp.asarray(p.sizes))
+    call = grouped_linear if eager else jax.jit(grouped_linear)
+    y = call(**given, group_sizes=sizes)
+    assert y.dtype == jnp.float32
+    assert_bits(y, expected)
+
+
+@FUNCTIONS
+@pytest.mark.parametrize("differentiated", [0, 1], ids=["x", "weight"])
+def test_derivatives_beside_numpys_64_bits(rng, function, differentiated) -> None:
+    """What is differentiated is JAX's and in 32 bits; what stands beside it is as it came."""
+    arrays = arrays_of(rng)
+    wide: Any = [np.asarray(a, np.int64 if i == 2 else np.float64) for i, a in enumerate(arrays)]
+
+    def gradient(arrays):
+        return jax.grad(lambda *a: function(*a).sum(), differentiated)(*arrays)
+
+    assert_bits(gradient(wide), gradient(arrays))
+
+
+def test_numpys_64_bits_beside_16_are_refused_as_32(rng) -> None:
+    p: Any = linear_problem(rng, HARD, "bf16", bias=False, row_scale=False)
+    with pytest.raises(TypeError, match=r"weight must be \[.*\] f32; got \[.*\] bf16"):
+        grouped_linear(p.x.astype(np.float64), p.weight, p.sizes)

@@ -51,6 +51,7 @@ def grouped_activation(
     Raises:
       ValueError: at trace time, an unknown name, a shape that the rules forbid, or one Ref for two buffers.
       TypeError: at trace time, a dtype that the rules forbid, a slice of a Ref, or a Ref as an input.
+      jax.errors.JaxRuntimeError or ValueError: at run time, sizes that do not fit, as `grouped_linear`.
 
     Tail, empty groups, aliasing: as `grouped_linear`.
     Names for ``jax.checkpoint`` policies: the result is "grouped_activation".

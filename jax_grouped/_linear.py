@@ -75,8 +75,8 @@ def grouped_linear(
     Raises:
       ValueError: at trace time, a shape that the rules forbid, or one Ref for two buffers.
       TypeError: at trace time, a dtype that the rules forbid, a slice of a Ref, or a Ref as an input.
-      jax.errors.JaxRuntimeError: at run time, sizes that do not fit, on CPU always and on CUDA under
-        ``GROUPED_CHECK=1``.
+      jax.errors.JaxRuntimeError or ValueError: at run time, sizes that do not fit, on CPU always and on CUDA under
+        ``GROUPED_CHECK=1``. Which of the two, JAX decides: a call that has run before is made by its native code.
 
     Tail: with ``out`` or ``dgrad_out`` rows ``S..T`` of it are neither read nor written; without, they are zeros.
     A NaN in the tail of an input reaches no result.

@@ -117,7 +117,7 @@ def grouped_mlp(
     Raises:
       ValueError: at trace time, an unknown name, a shape that the rules forbid, or one Ref for two buffers.
       TypeError: at trace time, a dtype that the rules forbid, a slice of a Ref, or a Ref as an input.
-      jax.errors.JaxRuntimeError: at run time, sizes that do not fit, as `grouped_linear`.
+      jax.errors.JaxRuntimeError or ValueError: at run time, sizes that do not fit, as `grouped_linear`.
 
     Tail: with ``out`` or ``dgrad_out`` rows ``S..T`` of it are neither read nor written; without, they are zeros.
     A NaN in the tail of an input reaches no result.

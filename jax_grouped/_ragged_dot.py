@@ -58,8 +58,8 @@ def ragged_dot(
       ValueError: at trace time, a shape that the rules forbid, or a precision that JAX does not know.
       TypeError: at trace time, a dtype that the rules forbid.
       NotImplementedError: a group_offset.
-      jax.errors.JaxRuntimeError: at run time, sizes that do not fit, on CPU always and on CUDA under
-        ``GROUPED_CHECK=1``.
+      jax.errors.JaxRuntimeError or ValueError: at run time, sizes that do not fit, on CPU always and on CUDA under
+        ``GROUPED_CHECK=1``. Which of the two, JAX decides: a call that has run before is made by its native code.
 
     Tail: rows ``S..T`` are zeros, also in the gradient of lhs; with ``out`` they are neither read nor written.
     Empty groups: legal anywhere; their gradient is zero.

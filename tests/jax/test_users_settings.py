@@ -122,3 +122,19 @@ def test_numpys_64_bits_beside_16_are_refused_as_32(rng) -> None:
     p: Any = linear_problem(rng, HARD, "bf16", bias=False, row_scale=False)
     with pytest.raises(TypeError, match=r"weight must be \[.*\] f32; got \[.*\] bf16"):
         grouped_linear(p.x.astype(np.float64), p.weight, p.sizes)
+
+
+@FUNCTIONS
+def test_docstrings_name_what_sizes_that_do_not_fit_raise(rng, function) -> None:
+    """A call that has run before is made by JAX's native code, which raises another type for the same error."""
+    x, weight, sizes = arrays_of(rng)
+    public = {layer: grouped_linear, activation: grouped_activation, mlp: grouped_mlp, ragged: ragged_dot}[function]
+    documented = next(line for line in str(public.__doc__).splitlines() if ": at run time, " in line)
+    bad = sizes.at[0].set(-1)
+    for warm in (False, True):
+        step = jax.jit(lambda *arrays: function(*arrays))
+        if warm:
+            jax.block_until_ready(step(x, weight, sizes))
+        with pytest.raises(Exception, match=r"group_sizes\[0\] = -1 is negative") as error:
+            jax.block_until_ready(step(x, weight, bad))
+        assert error.type.__name__ in documented

@@ -13,7 +13,7 @@ from grouped_core import Activation, activation_kind, activation_options, weight
 from torch_grouped import _mlp_ops, _ops
 from torch_grouped._autocast import autocast_operands
 from torch_grouped._autograd import apply
-from torch_grouped._buffers import apart_from, detached
+from torch_grouped._buffers import apart_from, detached, detached_out
 from torch_grouped._direct import is_eager
 from torch_grouped._fresh import try_mlp
 from torch_grouped._sizes import GroupSizes, on_device
@@ -217,10 +217,11 @@ def run_mlp(
     refuse_buffers_under_transforms(
         out=out, dgrad_out=dgrad_out, fc1_wgrad_out=wgrads_out[0], fc2_wgrad_out=wgrads_out[1]
     )
+    inputs = (x, fc1_weight, fc2_weight, on_device(group_sizes, x), fc1_bias, fc2_bias, row_scale)
     y, _, _ = apply(
         GroupedMLPFunction,
-        (x, fc1_weight, fc2_weight, on_device(group_sizes, x), fc1_bias, fc2_bias, row_scale),
-        detached(out),
+        inputs,
+        detached_out(out, *inputs),
         detached(dgrad_out),
         detached(wgrads_out[0]),
         detached(wgrads_out[1]),

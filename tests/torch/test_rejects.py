@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grouped_core import DType, Op, Options, check
 from torch_grouped._describe import describe
@@ -341,13 +342,35 @@ def test_sizes_that_do_not_fit(form, sizes, message):
 
 def test_list_of_other_numbers_is_refused():
     # Not silently cut to [2, 2].
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError) as caught:
         grouped_linear(**linear_arguments(group_sizes=[2.9, 2.9]))
+    assert str(caught.value) == (
+        "group_sizes must be integers, one for each group; got [2.9, 2.9]. Pass a list of ints, or an int32 or int64 "
+        "tensor."
+    )
 
 
-def test_devices_that_are_neither_cpu_nor_cuda():
-    with pytest.raises(ValueError, match=r"must be on .*cpu"):
-        grouped_linear(**linear_arguments(bias=torch.ones(G, N, device="meta")))
+@pytest.mark.parametrize("sizes", [None, 3])
+def test_what_is_no_list_at_all_is_refused(sizes):
+    with pytest.raises(TypeError, match=r"^group_sizes must be integers, one for each group; got "):
+        grouped_linear(**linear_arguments(group_sizes=sizes))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "out"])
+def test_a_tensor_without_memory_is_refused_as_such(name):
+    """On meta, as a module's weight is until it is materialised."""
+    arguments = linear_arguments()
+    with pytest.raises(ValueError) as caught:
+        grouped_linear(**{**arguments, name: arguments[name].to("meta")})
+    assert str(caught.value) == f"{name} must be on cpu, as x is; got meta. Move it before the call."
+
+
+def test_meta_is_not_the_first_gpu():
+    """Beside tensors of cuda:0 too, where the operator would else be that of meta tensors, which writes nothing."""
+    with FakeTensorMode():
+        arguments = {name: t.to("cuda:0") for name, t in linear_arguments().items()}
+        with pytest.raises(ValueError, match=r"^weight must be on cuda:0, as x is; got meta\. Move it"):
+            grouped_linear(**{**arguments, "weight": arguments["weight"].to("meta")})
 
 
 @pytest.mark.parametrize("scale_needs_grad", [False, True])

@@ -52,8 +52,9 @@ def grouped_linear(
             return grads[0], y, grads[1]  # y and grads[1] are the buffers: donate them again
 
     JAX pairs donated arguments and results by shape and order, so hand buffers of one shape back in the order in
-    which they came. Each buffer may be a whole ``jax.Ref`` instead, to be used inside jit: it is written where it is,
-    nothing is donated or handed back, and it has no cotangent: the loss must read ``y``, not the Ref.
+    which they came. A gradient buffer whose call is not differentiated has zeros as its cotangent: what it held is
+    lost. Each buffer may be a whole ``jax.Ref`` instead, to be used inside jit: it is written where it is, nothing is
+    donated or handed back, and it has no cotangent: the loss must read ``y``, not the Ref.
 
     Args:
       x: ``[T, K]`` float16, bfloat16, float32 or float64.

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grouped_core import DType, Op, Options, check
 from torch_grouped._describe import describe
-from torch_grouped.functional import grouped_activation, grouped_linear
+from torch_grouped.functional import grouped_activation, grouped_linear, grouped_mlp
 
 T, K, N, G, F = 6, 4, 8, 2, 8
 BUFFER = ", contiguous, 16-byte aligned"
@@ -385,6 +385,27 @@ def test_gradient_that_overlaps_dgrad_out_is_refused_in_backward(scale_needs_gra
         y.backward(dgrad_out)
     assert str(caught.value) == ("dgrad_out must not overlap dy; got memory that they share. Pass memory of its own.")
     assert (dgrad_out == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("linear", r"^weight must be \[G, K=8, N\] f32; got \[0\] f32\."),
+        ("scaled", r"^weight must be \[G, K=8, N\] f32; got \[0\] f32\."),
+        ("mlp", r"^wgrad_out must be \[G=2, N=8, K=4\] .*; got \[0\] f32\."),  # made like the weight
+    ],
+)
+def test_weight_that_was_freed_before_backward(call, message):
+    """As data parallelism does that shards a weight after forward and does not gather it again."""
+    x, sizes = torch.ones(T, K, requires_grad=True), torch.tensor([3, 2])
+    weight, scale = torch.nn.Parameter(torch.ones(G, N, K)), torch.ones(T, requires_grad=True)
+    if call == "mlp":
+        y = grouped_mlp(x, weight, torch.ones(G, K, N), sizes, activation="squared_relu")
+    else:
+        y = grouped_linear(x, weight, sizes, row_scale=scale if call == "scaled" else None)
+    weight.data = torch.empty(0)
+    with pytest.raises(ValueError, match=message):
+        y.backward(torch.ones_like(y))
 
 
 def test_gradient_that_overlaps_the_activations_dgrad_out_is_refused_in_backward():

@@ -64,7 +64,7 @@ def grouped_activation(
     choice = activation_options(kind, gate_layout, alpha, limit, offset)
     options = choice.options(Tail.KEEP)
     y: Any = out
-    if y is None:
+    if y is None and hasattr(h, "dtype"):  # what is no array is for the rules to refuse
         y = result_type((h.shape[0], choice.width(h.shape[1])) if h.ndim == 2 else (0, 0), dtype_of(h))
     check_arguments(Op.ACTIVATION, {"h": h, "group_sizes": group_sizes, "row_scale": row_scale, "out": y}, options)
     if dgrad_out is not None:

@@ -134,6 +134,18 @@ def test_unknown_weight_layout(layout) -> None:
         grouped_linear(**good_linear(), weight_layout=layout)
 
 
+@pytest.mark.parametrize(
+    ("h", "error", "message"),
+    [
+        (None, ValueError, "grouped_activation needs h; got none."),
+        ([[1.0, 2.0]], TypeError, "h must be an array; got list. Pass jax.numpy.asarray(h)."),
+    ],
+)
+def test_activation_of_no_array(h, error, message) -> None:
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        grouped_activation(h, zeros((G,), "int32"))
+
+
 def good_activation() -> dict:
     return {
         "h": zeros((T, 2 * N)),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from jax_grouped._refs import Buffer
 __all__ = ["ragged_dot"]
 
 _GKN = weight_layout_code("gkn")
+_LAYOUT_HINT = re.compile(r" The layout assumed is weight_layout=.*?\]\.")
+_WAY_OUT = " A weight stored [G, N, K] is for jax_grouped.ragged_dot_general."
 _NUMBERS = jax.lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((1,), (1,)), ((), ())), lhs_ragged_dimensions=(0,), rhs_group_dimensions=(0,)
 )
@@ -94,4 +97,8 @@ def _check(lhs: Any, rhs: Any, group_sizes: Any, out: Any) -> None:
     if jnp.issubdtype(group_sizes.dtype, jnp.integer):
         group_sizes = result_type(group_sizes.shape, jnp.int32)
     arguments = {"lhs": lhs, "rhs": rhs, "group_sizes": group_sizes, "bias": None, "row_scale": None, "out": result}
-    check_arguments(Op.MM, arguments, Options(weight_layout=_GKN))
+    try:
+        check_arguments(Op.MM, arguments, Options(weight_layout=_GKN))
+    except (ValueError, TypeError) as error:
+        # The core's way out is an argument that this function does not have.
+        raise type(error)(_LAYOUT_HINT.sub(_WAY_OUT, str(error))) from None

@@ -52,7 +52,8 @@ def grouped_mm(
       The product, in dtype of a or ``out_dtype``.
 
     Raises:
-      ValueError: shapes that make no product, and what the rules for buffers forbid.
+      ValueError: shapes that make no product, and what the rules for buffers forbid; ends that decrease or lie past T,
+        on CPU always and on CUDA under ``GROUPED_CHECK=1``.
       TypeError: a dtype that the rules forbid.
 
     Strides: operands are read as they are stored, rows or columns one after another, so that ``w.mT`` costs nothing.

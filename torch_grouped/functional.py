@@ -158,8 +158,10 @@ def grouped_activation(
       ``[T, F]``, dtype of h.
 
     Raises:
-      ValueError: an unknown name, or a shape, device, layout, alignment or overlap that the rules forbid.
+      ValueError: an unknown name, or a shape, device, layout, alignment or overlap that the rules forbid; sizes that
+        do not fit, as `grouped_linear`.
       TypeError: a dtype that the rules forbid.
+      RuntimeError: host sizes during CUDA graph capture.
 
     Tail, empty groups, aliasing: as `grouped_linear`.
     Determinism: bitwise repeatable and the same from JAX: exp is the core's own. Computed in fp32 (fp64 for f64),

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from grouped_core import Activation, Op, Tail, activation_options
 from jax_grouped import _operations as core
-from jax_grouped._calls import Array, check_arguments, check_own, result_type, vary_together
+from jax_grouped._calls import Array, check_arguments, check_own, dtype_of, result_type, vary_together
 from jax_grouped._refs import Buffer, check_buffers, check_inputs, cotangent, is_ref, read, write
 
 __all__ = ["grouped_activation"]
@@ -51,6 +51,7 @@ def grouped_activation(
     Raises:
       ValueError: at trace time, an unknown name, a shape that the rules forbid, or one Ref for two buffers.
       TypeError: at trace time, a dtype that the rules forbid, a slice of a Ref, or a Ref as an input.
+      jax.errors.JaxRuntimeError or ValueError: at run time, sizes that do not fit, as `grouped_linear`.
 
     Tail, empty groups, aliasing: as `grouped_linear`.
     Names for ``jax.checkpoint`` policies: the result is "grouped_activation".
@@ -63,8 +64,8 @@ def grouped_activation(
     choice = activation_options(kind, gate_layout, alpha, limit, offset)
     options = choice.options(Tail.KEEP)
     y: Any = out
-    if y is None:
-        y = result_type((h.shape[0], choice.width(h.shape[1])) if h.ndim == 2 else (0, 0), h.dtype)
+    if y is None and hasattr(h, "dtype"):  # what is no array is for the rules to refuse
+        y = result_type((h.shape[0], choice.width(h.shape[1])) if h.ndim == 2 else (0, 0), dtype_of(h))
     check_arguments(Op.ACTIVATION, {"h": h, "group_sizes": group_sizes, "row_scale": row_scale, "out": y}, options)
     if dgrad_out is not None:
         # Backward's rules, with the result in the place of its gradient.

@@ -103,12 +103,17 @@ def result_type(shape: Sequence[Any], dtype: Any, *like: Array | None) -> Any:
     return typed.out_avals[0]
 
 
+def dtype_of(array: Any) -> Any:
+    """The dtype with which JAX will take it: of numpy's 64 bits 32 are left without ``jax_enable_x64``."""
+    return jax.typeof(array).dtype if isinstance(array, np.ndarray) else array.dtype
+
+
 def _describe(name: str, value: Any) -> tuple | None:
     if value is None:
         return None
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name} must be an array; got {type(value).__name__}. Pass jax.numpy.asarray({name}).")
-    dtype = int(_DTYPES.get(np.dtype(value.dtype).name, DType.OTHER))
+    dtype = int(_DTYPES.get(np.dtype(dtype_of(value)).name, DType.OTHER))
     return name, 0, dtype, tuple(value.shape), None, CPU_DEVICE, NO_DATA
 
 
@@ -141,26 +146,29 @@ def call(
     Returns:
       The results in table order.
     """
-    buffers = {i: o for i, o in outputs.items() if isinstance(o, jax.Array | np.ndarray)}
+    buffers = [i for i, o in outputs.items() if isinstance(o, jax.Array | np.ndarray)]
     present = [i for i, a in enumerate(inputs) if a is not None]
+    arrays = [*(inputs[i] for i in present), *(outputs[i] for i in buffers)]
+    # JAX keeps the two functions with what it traced, so they hold no array that is being traced.
+    places = len(inputs)
+    types: dict[int, Any] = {i: None if i in buffers else o for i, o in outputs.items()}
 
     def run(*arrays: Array) -> tuple[Array, ...]:
         given = dict(zip([*present, *buffers], arrays, strict=True))
         operands = {i: given[i] for i in present}
-        return _run(op, operands, {i: given.get(i, o) for i, o in outputs.items()}, buffers, options, dims)
+        return _run(op, operands, {i: given.get(i, kind) for i, kind in types.items()}, buffers, options, dims)
 
     def folded(size: int, batched: Sequence[bool], *arrays: Array) -> tuple[Array, ...] | None:
         given, is_batched = dict(zip(present, arrays, strict=True)), dict(zip(present, batched, strict=True))
-        shapes = {i: o.shape for i, o in outputs.items()}
-        one_call = fold(op, size, [given.get(i) for i in range(len(inputs))], is_batched, shapes, options)
+        shapes = {i: kind.shape for i, kind in types.items()}
+        one_call = fold(op, size, [given.get(i) for i in range(places)], is_batched, shapes, options)
         if one_call is None:
             return None
         (flat, flat_shapes, groups), unfold = one_call
         like = [a for a in flat if a is not None]
-        types = {i: result_type(shape, outputs[i].dtype, *like) for i, shape in flat_shapes.items()}
-        return unfold(call(op, flat, types, options, (dims[0], dims[1], groups)))
+        new = {i: result_type(shape, types[i].dtype, *like) for i, shape in flat_shapes.items()}
+        return unfold(call(op, flat, new, options, (dims[0], dims[1], groups)))
 
-    arrays = [*(inputs[i] for i in present), *buffers.values()]
     return list(batchable(run, None if buffers else folded)(*arrays))
 
 

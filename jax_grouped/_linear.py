@@ -52,8 +52,9 @@ def grouped_linear(
             return grads[0], y, grads[1]  # y and grads[1] are the buffers: donate them again
 
     JAX pairs donated arguments and results by shape and order, so hand buffers of one shape back in the order in
-    which they came. Each buffer may be a whole ``jax.Ref`` instead, to be used inside jit: it is written where it is,
-    nothing is donated or handed back, and it has no cotangent: the loss must read ``y``, not the Ref.
+    which they came. A gradient buffer whose call is not differentiated has zeros as its cotangent: what it held is
+    lost. Each buffer may be a whole ``jax.Ref`` instead, to be used inside jit: it is written where it is, nothing is
+    donated or handed back, and it has no cotangent: the loss must read ``y``, not the Ref.
 
     Args:
       x: ``[T, K]`` float16, bfloat16, float32 or float64.
@@ -75,8 +76,8 @@ def grouped_linear(
     Raises:
       ValueError: at trace time, a shape that the rules forbid, or one Ref for two buffers.
       TypeError: at trace time, a dtype that the rules forbid, a slice of a Ref, or a Ref as an input.
-      jax.errors.JaxRuntimeError: at run time, sizes that do not fit, on CPU always and on CUDA under
-        ``GROUPED_CHECK=1``.
+      jax.errors.JaxRuntimeError or ValueError: at run time, sizes that do not fit, on CPU always and on CUDA under
+        ``GROUPED_CHECK=1``. Which of the two, JAX decides: a call that has run before is made by its native code.
 
     Tail: with ``out`` or ``dgrad_out`` rows ``S..T`` of it are neither read nor written; without, they are zeros.
     A NaN in the tail of an input reaches no result.

@@ -20,7 +20,7 @@ from grouped_core import (
     weight_layout_code,
 )
 from jax_grouped import _operations as core
-from jax_grouped._calls import Array, check_arguments, check_own, result_type, vary_together
+from jax_grouped._calls import Array, check_arguments, check_own, dtype_of, result_type, vary_together
 from jax_grouped._refs import Buffer, check_buffers, check_inputs, cotangent, is_ref, read, write
 
 __all__ = ["grouped_mlp"]
@@ -117,7 +117,7 @@ def grouped_mlp(
     Raises:
       ValueError: at trace time, an unknown name, a shape that the rules forbid, or one Ref for two buffers.
       TypeError: at trace time, a dtype that the rules forbid, a slice of a Ref, or a Ref as an input.
-      jax.errors.JaxRuntimeError: at run time, sizes that do not fit, as `grouped_linear`.
+      jax.errors.JaxRuntimeError or ValueError: at run time, sizes that do not fit, as `grouped_linear`.
 
     Tail: with ``out`` or ``dgrad_out`` rows ``S..T`` of it are neither read nor written; without, they are zeros.
     A NaN in the tail of an input reaches no result.
@@ -161,7 +161,7 @@ def _check(config: _Config, given: _Arguments) -> None:
     }
     check_arguments(Op.LINEAR, fc1, options)
     config.choice.check_columns("fc1_weight", given.fc1_weight.shape, config.weight_layout)
-    rows, dtype = given.x.shape[0], given.x.dtype
+    rows, dtype = given.x.shape[0], dtype_of(given.x)
     hidden = result_type((rows, given.fc1_weight.shape[1 + config.weight_layout]), dtype)
     between = result_type((rows, config.choice.width(hidden.shape[1])), dtype)
     scaled = {"fc1's result": hidden, "group_sizes": sizes, "row_scale": given.row_scale, "activation": between}

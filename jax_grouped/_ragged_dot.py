@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from grouped_core import Op, Options, weight_layout_code
-from jax_grouped._calls import Array, check_arguments, result_type
+from jax_grouped._calls import Array, check_arguments, dtype_of, result_type
 from jax_grouped._ragged_dot_general import evaluate, refuse_group_offset
 from jax_grouped._ragged_form import SERVED_DTYPES
 from jax_grouped._refs import Buffer
@@ -17,6 +18,8 @@ from jax_grouped._refs import Buffer
 __all__ = ["ragged_dot"]
 
 _GKN = weight_layout_code("gkn")
+_LAYOUT_HINT = re.compile(r" The layout assumed is weight_layout=.*?\]\.")
+_WAY_OUT = " A weight stored [G, N, K] is for jax_grouped.ragged_dot_general."
 _NUMBERS = jax.lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((1,), (1,)), ((), ())), lhs_ragged_dimensions=(0,), rhs_group_dimensions=(0,)
 )
@@ -58,8 +61,8 @@ def ragged_dot(
       ValueError: at trace time, a shape that the rules forbid, or a precision that JAX does not know.
       TypeError: at trace time, a dtype that the rules forbid.
       NotImplementedError: a group_offset.
-      jax.errors.JaxRuntimeError: at run time, sizes that do not fit, on CPU always and on CUDA under
-        ``GROUPED_CHECK=1``.
+      jax.errors.JaxRuntimeError or ValueError: at run time, sizes that do not fit, on CPU always and on CUDA under
+        ``GROUPED_CHECK=1``. Which of the two, JAX decides: a call that has run before is made by its native code.
 
     Tail: rows ``S..T`` are zeros, also in the gradient of lhs; with ``out`` they are neither read nor written.
     Empty groups: legal anywhere; their gradient is zero.
@@ -88,9 +91,14 @@ def _check(lhs: Any, rhs: Any, group_sizes: Any, out: Any) -> None:
         if not (lhs.dtype in SERVED_DTYPES and rhs.dtype in SERVED_DTYPES):
             return
         # Dtypes may differ here, so the rules see that of lhs alone.
-        rhs = result_type(rhs.shape, lhs.dtype)
-        result = result_type((lhs.shape[0], rhs.shape[2]) if lhs.ndim == 2 and rhs.ndim == 3 else (0, 0), lhs.dtype)
+        dtype = dtype_of(lhs)
+        rhs = result_type(rhs.shape, dtype)
+        result = result_type((lhs.shape[0], rhs.shape[2]) if lhs.ndim == 2 and rhs.ndim == 3 else (0, 0), dtype)
     if jnp.issubdtype(group_sizes.dtype, jnp.integer):
         group_sizes = result_type(group_sizes.shape, jnp.int32)
     arguments = {"lhs": lhs, "rhs": rhs, "group_sizes": group_sizes, "bias": None, "row_scale": None, "out": result}
-    check_arguments(Op.MM, arguments, Options(weight_layout=_GKN))
+    try:
+        check_arguments(Op.MM, arguments, Options(weight_layout=_GKN))
+    except (ValueError, TypeError) as error:
+        # The core's way out is an argument that this function does not have.
+        raise type(error)(_LAYOUT_HINT.sub(_WAY_OUT, str(error))) from None

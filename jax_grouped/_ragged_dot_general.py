@@ -67,6 +67,7 @@ def ragged_dot_general(
     Raises:
       ValueError, TypeError: at trace time, what JAX refuses, in its words; an ``out`` that does not fit, in ours.
       NotImplementedError: a group_offset.
+      jax.errors.JaxRuntimeError or ValueError: at run time, sizes that do not fit, as `ragged_dot`.
 
     Tail: rows past the sum of the sizes are zeros, in gradients too; with ``out`` they are neither read nor written.
     Empty groups: legal anywhere; their gradient is zero.

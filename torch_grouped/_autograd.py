@@ -195,7 +195,9 @@ def _with_row_scale_gradient(
     needs_dx: bool,
 ) -> tuple[Tensor | None, Tensor]:
     zero_tail = dgrad_out is None
-    dx = dy.new_empty(dy.shape[0], weight.shape[2 - weight_layout]) if zero_tail and needs_dx else dgrad_out
+    dx = dgrad_out
+    if zero_tail and needs_dx:
+        dx = dy.new_empty(dy.shape[0], _fresh.size_or_zero(weight, 2 - weight_layout, 3))
     # The gradient of row_scale is x . (dy W^T) + dy . bias: one product serves it and dx. Kept in the accumulator's
     # dtype, so that scaling and rounding it gives the bits that the fused epilogue gives.
     unscaled = torch.empty_like(x, dtype=accumulator(x.dtype))

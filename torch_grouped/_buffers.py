@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torch_grouped._autograd import needs_graph
+
 
 def detached(buffer: Tensor | None) -> Tensor | None:
     """The same memory, so that the caller's own tensor never starts requiring grad.
@@ -13,6 +15,21 @@ def detached(buffer: Tensor | None) -> Tensor | None:
     A tensor that does already is kept as it is, for the core to refuse.
     """
     return buffer if buffer is None or buffer.requires_grad else buffer.detach()
+
+
+def detached_out(out: Tensor | None, *inputs: Tensor | None) -> Tensor | None:
+    """`detached`, for the buffer of a result that depends on these inputs.
+
+    Raises:
+      ValueError: autograd has to record the result and would not: it ignores what is made of an inference tensor, so
+        the gradients would be lost without a word.
+    """
+    if out is not None and not torch.compiler.is_compiling() and out.is_inference() and needs_graph(*inputs):
+        raise ValueError(
+            "out must be an ordinary tensor where gradients are wanted; got one that was made in inference mode, of "
+            "which autograd records nothing. Make it outside of torch.inference_mode()."
+        )
+    return detached(out)
 
 
 def apart_from(buffer: Tensor | None, y: Tensor) -> Tensor:

@@ -31,6 +31,11 @@ def _create(op: int, operands: tuple, options: Any, turned: int = _AS_IT_IS) -> 
     return None if calls is None else calls.create(op, operands, options, _number_of_threads(), turned)
 
 
+def size_or_zero(tensor: Tensor, index: int, rank: int) -> Any:
+    """A size, or 0 of a tensor of another rank, which the core refuses."""
+    return tensor.shape[index] if tensor.dim() == rank else 0
+
+
 def try_linear(
     x: Tensor, weight: Tensor, group_sizes: object, bias: Tensor | None, row_scale: Tensor | None, weight_layout: int
 ) -> Tensor | None:
@@ -55,7 +60,7 @@ def linear(
         y = try_linear(x, weight, group_sizes, bias, row_scale, weight_layout)
         if y is not None:
             return y
-    y = x.new_empty(x.shape[0] if x.dim() else 0, weight.shape[1 + weight_layout] if weight.dim() == 3 else 0)
+    y = x.new_empty(x.shape[0] if x.dim() else 0, size_or_zero(weight, 1 + weight_layout, 3))
     _ops.linear(x, weight, group_sizes, bias, row_scale, y, dgrad_out, wgrad_out, weight_layout, True)
     return y
 
@@ -68,7 +73,7 @@ def dgrad(
         dx = _create(_MM, (dy, weight, group_sizes, None, row_scale), _READ_OTHER_WAY[weight_layout])
         if dx is not None:
             return dx
-    dx = dy.new_empty(dy.shape[0], weight.shape[2 - weight_layout])
+    dx = dy.new_empty(dy.shape[0], size_or_zero(weight, 2 - weight_layout, 3))
     _ops.dgrad(dy, weight, group_sizes, row_scale, dx, None, weight_layout, True)
     return dx
 

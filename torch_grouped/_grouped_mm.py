@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_grouped import _fresh, _ops
 from torch_grouped._autograd import apply, needs_graph
-from torch_grouped._buffers import apart_from, detached
+from torch_grouped._buffers import apart_from, detached_out
 from torch_grouped._describe import current_stream
 from torch_grouped._direct import is_eager
 from torch_grouped._transforms import in_a_loop, refuse_buffers_under_transforms
@@ -52,7 +52,8 @@ def grouped_mm(
       The product, in dtype of a or ``out_dtype``.
 
     Raises:
-      ValueError: shapes that make no product, and what the rules for buffers forbid.
+      ValueError: shapes that make no product, and what the rules for buffers forbid; ends that decrease or lie past T,
+        on CPU always and on CUDA under ``GROUPED_CHECK=1``.
       TypeError: a dtype that the rules forbid.
 
     Strides: operands are read as they are stored, rows or columns one after another, so that ``w.mT`` costs nothing.
@@ -79,7 +80,7 @@ def grouped_mm(
     if not is_plain:
         _check_kind(a, b, offs, bias)
     try:
-        y = apply(GroupedProductFunction, (a, b, bias), offs, detached(out), out_dtype)
+        y = apply(GroupedProductFunction, (a, b, bias), offs, detached_out(out, a, b, bias), out_dtype)
     except (ValueError, TypeError):
         # The core refuses these too, but speaks of a weight. Looking only now costs a good call nothing.
         _check_kind(a, b, offs, bias)

@@ -13,20 +13,15 @@ from grouped_core import Activation, activation_kind, activation_options, weight
 from torch_grouped import _mlp_ops, _ops
 from torch_grouped._autocast import autocast_operands
 from torch_grouped._autograd import apply
-from torch_grouped._buffers import apart_from, detached
+from torch_grouped._buffers import apart_from, detached, detached_out
 from torch_grouped._direct import is_eager
-from torch_grouped._fresh import try_mlp
+from torch_grouped._fresh import size_or_zero, try_mlp
 from torch_grouped._sizes import GroupSizes, on_device
 from torch_grouped._transforms import first_derivative_only, in_a_loop, refuse_buffers_under_transforms
 
 __all__ = ["GroupedMLPFunction", "grouped_mlp"]
 
 TakeWgrad = Callable[..., Tensor | None]
-
-
-def _dim(tensor: Tensor, index: int, rank: int) -> Any:
-    """A size, or 0 of a tensor of another rank, which the core refuses."""
-    return tensor.shape[index] if tensor.dim() == rank else 0
 
 
 class GroupedMLPFunction(torch.autograd.Function):
@@ -69,10 +64,10 @@ class GroupedMLPFunction(torch.autograd.Function):
             if made is not None:
                 return made
         rows = x.shape[0] if x.dim() else 0
-        columns = _dim(fc1_weight, 1 + weight_layout, 3)
+        columns = size_or_zero(fc1_weight, 1 + weight_layout, 3)
         h = x.new_empty(rows, columns)
         a = x.new_empty(rows, choice.width(columns))
-        y = x.new_empty(rows, _dim(fc2_weight, 1 + weight_layout, 3)) if out is None else out
+        y = x.new_empty(rows, size_or_zero(fc2_weight, 1 + weight_layout, 3)) if out is None else out
         _mlp_ops.mlp(
             x,
             fc1_weight,
@@ -134,7 +129,7 @@ class GroupedMLPFunction(torch.autograd.Function):
         if of_x:
             dx = ctx.dgrad_out
             if dx is None:
-                dx = dy.new_empty(rows, fc1_weight.shape[2 - ctx.weight_layout])
+                dx = dy.new_empty(rows, size_or_zero(fc1_weight, 2 - ctx.weight_layout, 3))
         take_fc1, take_fc2 = ctx.take_wgrads
         computed = (of_fc1 and take_fc1 is None, of_fc2 and take_fc2 is None)
         targets = [
@@ -217,10 +212,11 @@ def run_mlp(
     refuse_buffers_under_transforms(
         out=out, dgrad_out=dgrad_out, fc1_wgrad_out=wgrads_out[0], fc2_wgrad_out=wgrads_out[1]
     )
+    inputs = (x, fc1_weight, fc2_weight, on_device(group_sizes, x), fc1_bias, fc2_bias, row_scale)
     y, _, _ = apply(
         GroupedMLPFunction,
-        (x, fc1_weight, fc2_weight, on_device(group_sizes, x), fc1_bias, fc2_bias, row_scale),
-        detached(out),
+        inputs,
+        detached_out(out, *inputs),
         detached(dgrad_out),
         detached(wgrads_out[0]),
         detached(wgrads_out[1]),

@@ -11,10 +11,21 @@ import torch
 GroupSizes = torch.Tensor | Sequence[int]
 
 
+def _integers(group_sizes: Sequence[int]) -> list[int]:
+    try:
+        return [index(size) for size in group_sizes]  # it refuses a float, which torch.tensor would cut
+    except TypeError as error:
+        raise TypeError(
+            f"group_sizes must be integers, one for each group; got {group_sizes!r}. Pass a list of ints, or an int32 "
+            f"or int64 tensor."
+        ) from error
+
+
 def on_device(group_sizes: GroupSizes, like: torch.Tensor) -> torch.Tensor:
     """Sizes as a tensor where `like` is: as given if they are there, else through a pinned, asynchronous upload.
 
     Raises:
+      TypeError: sizes that are neither a tensor nor integers.
       RuntimeError: host sizes while a CUDA graph is being captured; the graph would replay these sizes for ever.
     """
     if isinstance(group_sizes, torch.Tensor):
@@ -23,8 +34,7 @@ def on_device(group_sizes: GroupSizes, like: torch.Tensor) -> torch.Tensor:
         if group_sizes.device == like.device or group_sizes.device.type != "cpu":
             return group_sizes
     else:
-        # index() refuses a float, which torch.tensor would cut.
-        group_sizes = torch.tensor([index(size) for size in group_sizes], dtype=torch.int64)
+        group_sizes = torch.tensor(_integers(group_sizes), dtype=torch.int64)
     if not like.is_cuda:
         return group_sizes
     if torch.cuda.is_current_stream_capturing():

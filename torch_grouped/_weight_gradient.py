@@ -63,6 +63,10 @@ class WeightGradient:
     def __init__(self) -> None:
         self._pending: deque[_Pending] = deque()
 
+    def __reduce__(self) -> tuple:
+        """A copy of a module owes nothing: what is pending is of the weight of the module that ran."""
+        return WeightGradient, ()
+
     def for_call(self, weight: nn.Parameter, *, fused: bool, delayed: bool, overwrite: bool) -> Any:
         """A function of (x, dy, group_sizes, weight_layout) that returns what autograd is to accumulate, if anything.
 

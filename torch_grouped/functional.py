@@ -20,6 +20,7 @@ from torch_grouped._autograd import (
 )
 from torch_grouped._buffers import apart_from as _apart_from
 from torch_grouped._buffers import detached as _detached
+from torch_grouped._buffers import detached_out as _detached_out
 from torch_grouped._direct import is_eager, may_autocast
 from torch_grouped._grouped_mm import grouped_mm
 from torch_grouped._mlp import grouped_mlp
@@ -78,7 +79,7 @@ def grouped_linear(
     Empty groups: legal anywhere; their weight gradient is zero, or unchanged when accumulating.
     Aliasing: buffers must be contiguous, 16-byte aligned, apart from every input and each other, and must not
     require grad. A buffer may be used again once nothing that still needs its content does; autograd reports a
-    saved one that was overwritten.
+    saved one that was overwritten. ``out`` must not be made in inference mode where gradients are wanted.
     Determinism: bitwise repeatable, the same with and without buffers and from JAX; ``y[t]`` depends on ``x[t]``
     and ``W[g(t)]`` only. 16-bit inputs are summed in fp32, and each stored tensor is rounded once. With
     ``row_scale`` the weight and bias gradients are those of ``dy * row_scale`` rounded to dtype of x.
@@ -115,7 +116,8 @@ def linear_with(
         if y is not None:
             return y
     if has_buffers:
-        out, dgrad_out, wgrad_out = _detached(out), _detached(dgrad_out), _detached(wgrad_out)
+        out = _detached_out(out, x, weight, bias, row_scale)
+        dgrad_out, wgrad_out = _detached(dgrad_out), _detached(wgrad_out)
     inputs = (x, weight, bias, row_scale, on_device(group_sizes, x), out)
     how = (dgrad_out, wgrad_out, accumulate_wgrad, layout, take_wgrad)
     if graph:
@@ -156,8 +158,10 @@ def grouped_activation(
       ``[T, F]``, dtype of h.
 
     Raises:
-      ValueError: an unknown name, or a shape, device, layout, alignment or overlap that the rules forbid.
+      ValueError: an unknown name, or a shape, device, layout, alignment or overlap that the rules forbid; sizes that
+        do not fit, as `grouped_linear`.
       TypeError: a dtype that the rules forbid.
+      RuntimeError: host sizes during CUDA graph capture.
 
     Tail, empty groups, aliasing: as `grouped_linear`.
     Determinism: bitwise repeatable and the same from JAX: exp is the core's own. Computed in fp32 (fp64 for f64),
@@ -168,5 +172,6 @@ def grouped_activation(
     refuse_buffers_under_transforms(out=out, dgrad_out=dgrad_out)
     sizes = on_device(group_sizes, h)
     row_scale = autocast_probs(h, row_scale)
-    y = apply(GroupedActivationFunction, (h, row_scale), sizes, _detached(out), _detached(dgrad_out), *choice)
+    buffers = _detached_out(out, h, row_scale), _detached(dgrad_out)
+    y = apply(GroupedActivationFunction, (h, row_scale), sizes, *buffers, *choice)
     return _apart_from(out, y)

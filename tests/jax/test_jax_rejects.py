@@ -134,6 +134,18 @@ def test_unknown_weight_layout(layout) -> None:
         grouped_linear(**good_linear(), weight_layout=layout)
 
 
+@pytest.mark.parametrize(
+    ("h", "error", "message"),
+    [
+        (None, ValueError, "grouped_activation needs h; got none."),
+        ([[1.0, 2.0]], TypeError, "h must be an array; got list. Pass jax.numpy.asarray(h)."),
+    ],
+)
+def test_activation_of_no_array(h, error, message) -> None:
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        grouped_activation(h, zeros((G,), "int32"))
+
+
 def good_activation() -> dict:
     return {
         "h": zeros((T, 2 * N)),
@@ -179,10 +191,11 @@ def test_unknown_activation(option, message) -> None:
         grouped_activation(**good_activation(), **option)
 
 
+GENERAL = " A weight stored [G, N, K] is for jax_grouped.ragged_dot_general."
 RAGGED = [
     ("lhs", (T,), "f32", ValueError, "lhs must be [T, K] f16, bf16, f32 or f64; got [6] f32."),
-    ("rhs", (G, N, K), "f32", ValueError, f"rhs must be [G, K=4, N] f32; got [2, 8, 4] f32.{GKN}"),
-    ("rhs", (K, N), "f32", ValueError, f"rhs must be [G, K=4, N] f32; got [4, 8] f32.{GKN}"),
+    ("rhs", (G, N, K), "f32", ValueError, f"rhs must be [G, K=4, N] f32; got [2, 8, 4] f32.{GENERAL}"),
+    ("rhs", (K, N), "f32", ValueError, f"rhs must be [G, K=4, N] f32; got [4, 8] f32.{GENERAL}"),
     ("group_sizes", (G + 1,), "int32", ValueError, "group_sizes must be [G=2] i32 or i64; got [3] i32."),
     ("out", (T, K), "f32", ValueError, f"out must be [T=6, N=8] f32{BUFFER}; got [6, 4] f32."),
     ("out", (T, N), "int32", TypeError, f"out must be [T=6, N=8] f32{BUFFER}; got [6, 8] i32."),
@@ -199,7 +212,7 @@ def test_ragged_dot_into_a_buffer_casts_nothing() -> None:
     """Without a buffer operands of two dtypes are cast, as JAX casts them."""
     good = {"lhs": zeros((T, K)), "rhs": zeros((G, K, N), "f16"), "group_sizes": zeros((G,), "int32")}
     assert jax.eval_shape(ragged_dot, **good).dtype == jnp.float32
-    message = f"rhs must be [G=2, K=4, N=8] f32; got [2, 4, 8] f16.{GKN}"
+    message = f"rhs must be [G=2, K=4, N=8] f32; got [2, 4, 8] f16.{GENERAL}"
     assert_refused_at_trace(ragged_dot, {**good, "out": zeros((T, N))}, TypeError, message)
 
 

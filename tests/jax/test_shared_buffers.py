@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,47 @@ def test_a_gradient_buffer_of_its_own_is_taken():
         print("found", f(x, s, 100 * jnp.ones((4, *w.shape)))[:, :, 0, 0].tolist())
     """)
     assert "found [[104.0, 100.0, 102.0], [104.0, 100.0, 102.0]" in said
+
+
+def accumulated(total, result):
+    """The cotangent of a buffer that holds `total`, where the loss is made by `result` of what the call returns."""
+
+    def loss(total):
+        return result(lambda: grouped_linear(X, WEIGHT, SIZES, wgrad_out=total, accumulate_wgrad=True).sum())
+
+    return jax.jit(jax.grad(loss))(total)
+
+
+X, WEIGHT = jnp.ones((8, 4)), jnp.ones((3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("result", "kept"),
+    [
+        (lambda call: call(), True),
+        (lambda call: 0.0 * call(), True),
+        (lambda call: jax.lax.stop_gradient(call()), False),
+        (lambda call: (call(), 0.0)[1], False),
+        (lambda call: jax.lax.cond(SIZES[0] > 0, call, lambda: 0.0), True),
+        (lambda call: jax.lax.cond(SIZES[0] < 0, call, lambda: 0.0), False),
+    ],
+    ids=["used", "times_zero", "stopped", "unused", "taken", "not_taken"],
+)
+def test_a_gradient_buffer_is_kept_by_backward_alone(result, kept):
+    """As docs/jax.md warns: JAX gives zeros for what it does not differentiate, and knows nothing of the buffer."""
+    assert bool((accumulated(100 * jnp.ones_like(WEIGHT), result) >= 100).all()) == kept
+    page = (Path(__file__).parents[2] / "docs" / "jax.md").read_text()
+    assert "A call that is not differentiated loses its buffer." in page
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_branch_hands_the_buffer_on(taken):
+    def loss(total):
+        return grouped_linear(X, WEIGHT, SIZES, wgrad_out=total, accumulate_wgrad=True).sum()
+
+    step = jax.jit(lambda taken, total: jax.lax.cond(taken, jax.grad(loss), lambda buffer: buffer, total))
+    found = step(taken, 100 * jnp.ones_like(WEIGHT))
+    assert found[:, 0, 0].tolist() == ([104.0, 100.0, 102.0] if taken else [100.0] * 3)
 
 
 def test_sizes_that_wrap_around_are_no_fit():

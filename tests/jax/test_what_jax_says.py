@@ -56,6 +56,15 @@ def ref_beside_vmap() -> None:
     jax.jit(lambda ref: call(jnp.stack([x, x]), ref))(jax.new_ref(jnp.zeros((8, 5))))
 
 
+def derivative_of_a_cond_with_a_ref() -> None:
+    ref = jax.new_ref(jnp.zeros((2, 4, 5)))
+
+    def branch(x):
+        return grouped_linear(x, weight, sizes, wgrad_out=ref).sum()
+
+    jax.jit(jax.grad(lambda x: jax.lax.cond(x[0, 0] > 0, branch, lambda x: 0.0, x)))(x)
+
+
 def export_untold() -> None:
     export.export(jax.jit(grouped_linear))(x, weight, sizes)
 
@@ -69,6 +78,7 @@ SAYS = [
     (other_dtype_in_a_carry, TypeError, "carry input and carry output must have equal types"),
     (one_ref_for_two, ValueError, "only one reference to a mutable array may be passed"),
     (ref_beside_vmap, Exception, "performing a set/swap operation with vmapped value on an unbatched array reference"),
+    (derivative_of_a_cond_with_a_ref, KeyError, "<class 'jax._src.state.types.AbstractRef'>"),
     (export_untold, ValueError, "custom calls whose targets have no compatibility guarantees"),
 ]
 

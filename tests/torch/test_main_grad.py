@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -169,6 +172,20 @@ def test_delayed_gradients_add_up_in_grad(problem, given):
     first = module.weight.grad.clone()
     module.backward_dw()
     assert torch.equal(module.weight.grad, first * 2)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_owes_no_gradient(problem, given, copied):
+    """What waits for backward_dw is the gradient of the weight that was used, not of a copy's."""
+    module = module_for(problem, delay_wgrad_compute=True)
+    x, sizes, dy = given
+    module(x, sizes).backward(dy)
+    copy_of_it = copied(module)
+    assert module.need_backward_dw()
+    assert not copy_of_it.need_backward_dw()
+    step(copy_of_it, given)
+    module.backward_dw()
+    assert_bits(to_numpy(module.weight.grad), to_numpy(copy_of_it.weight.grad))
 
 
 def test_nothing_to_compute(problem, given):

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grouped_core import DType, Op, Options, check
 from torch_grouped._describe import describe
-from torch_grouped.functional import grouped_activation, grouped_linear
+from torch_grouped.functional import grouped_activation, grouped_linear, grouped_mlp
 
 T, K, N, G, F = 6, 4, 8, 2, 8
 BUFFER = ", contiguous, 16-byte aligned"
@@ -341,13 +342,35 @@ def test_sizes_that_do_not_fit(form, sizes, message):
 
 def test_list_of_other_numbers_is_refused():
     # Not silently cut to [2, 2].
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError) as caught:
         grouped_linear(**linear_arguments(group_sizes=[2.9, 2.9]))
+    assert str(caught.value) == (
+        "group_sizes must be integers, one for each group; got [2.9, 2.9]. Pass a list of ints, or an int32 or int64 "
+        "tensor."
+    )
 
 
-def test_devices_that_are_neither_cpu_nor_cuda():
-    with pytest.raises(ValueError, match=r"must be on .*cpu"):
-        grouped_linear(**linear_arguments(bias=torch.ones(G, N, device="meta")))
+@pytest.mark.parametrize("sizes", [None, 3])
+def test_what_is_no_list_at_all_is_refused(sizes):
+    with pytest.raises(TypeError, match=r"^group_sizes must be integers, one for each group; got "):
+        grouped_linear(**linear_arguments(group_sizes=sizes))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "out"])
+def test_a_tensor_without_memory_is_refused_as_such(name):
+    """On meta, as a module's weight is until it is materialised."""
+    arguments = linear_arguments()
+    with pytest.raises(ValueError) as caught:
+        grouped_linear(**{**arguments, name: arguments[name].to("meta")})
+    assert str(caught.value) == f"{name} must be on cpu, as x is; got meta. Move it before the call."
+
+
+def test_meta_is_not_the_first_gpu():
+    """Beside tensors of cuda:0 too, where the operator would else be that of meta tensors, which writes nothing."""
+    with FakeTensorMode():
+        arguments = {name: t.to("cuda:0") for name, t in linear_arguments().items()}
+        with pytest.raises(ValueError, match=r"^weight must be on cuda:0, as x is; got meta\. Move it"):
+            grouped_linear(**{**arguments, "weight": arguments["weight"].to("meta")})
 
 
 @pytest.mark.parametrize("scale_needs_grad", [False, True])
@@ -362,6 +385,27 @@ def test_gradient_that_overlaps_dgrad_out_is_refused_in_backward(scale_needs_gra
         y.backward(dgrad_out)
     assert str(caught.value) == ("dgrad_out must not overlap dy; got memory that they share. Pass memory of its own.")
     assert (dgrad_out == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("linear", r"^weight must be \[G, K=8, N\] f32; got \[0\] f32\."),
+        ("scaled", r"^weight must be \[G, K=8, N\] f32; got \[0\] f32\."),
+        ("mlp", r"^wgrad_out must be \[G=2, N=8, K=4\] .*; got \[0\] f32\."),  # made like the weight
+    ],
+)
+def test_weight_that_was_freed_before_backward(call, message):
+    """As data parallelism does that shards a weight after forward and does not gather it again."""
+    x, sizes = torch.ones(T, K, requires_grad=True), torch.tensor([3, 2])
+    weight, scale = torch.nn.Parameter(torch.ones(G, N, K)), torch.ones(T, requires_grad=True)
+    if call == "mlp":
+        y = grouped_mlp(x, weight, torch.ones(G, K, N), sizes, activation="squared_relu")
+    else:
+        y = grouped_linear(x, weight, sizes, row_scale=scale if call == "scaled" else None)
+    weight.data = torch.empty(0)
+    with pytest.raises(ValueError, match=message):
+        y.backward(torch.ones_like(y))
 
 
 def test_gradient_that_overlaps_the_activations_dgrad_out_is_refused_in_backward():

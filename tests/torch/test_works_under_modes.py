@@ -21,7 +21,7 @@ from torch_calls import DEVICE, leaves, to_numpy, to_torch
 
 from grouped_core import Op, call_count
 from torch_grouped import GroupedLinear, GroupedMLP, ScaledSwiGLU, Sequential, _nvtx
-from torch_grouped.functional import grouped_activation, grouped_linear, grouped_mlp
+from torch_grouped.functional import grouped_activation, grouped_linear, grouped_mlp, grouped_mm
 
 CASE = BY_NAME["empty_middle"]
 OPERATIONS = ["linear", "mlp"]
@@ -214,6 +214,29 @@ def test_inference_mode_with_inference_buffers(rng, name):
     assert y.data_ptr() == out.data_ptr()
     assert_bits(to_numpy(out)[: CASE.S], to_numpy(plain)[: CASE.S])
     assert (out[CASE.S :] == SENTINEL).all()
+
+
+@pytest.mark.parametrize("name", ["linear", "activation", "mlp", "grouped_mm"])
+def test_an_inference_buffer_is_refused_where_it_would_lose_the_gradient(name):
+    """torch records nothing that is computed from an inference tensor, not even from one with a history."""
+    x, weight, sizes = torch.ones(6, 4), torch.ones(2, 4, 4), torch.tensor([3, 2])
+    call: Any = {
+        "linear": lambda x, out: grouped_linear(x, weight, sizes, out=out),
+        "activation": lambda x, out: grouped_activation(x, sizes, "squared_relu", out=out),
+        "mlp": lambda x, out: grouped_mlp(x, weight, weight, sizes, activation="squared_relu", out=out),
+        "grouped_mm": lambda x, out: grouped_mm(x, weight, offs=sizes.cumsum(0), out=out),
+    }[name]
+    with torch.inference_mode():
+        out = torch.full((6, 4), SENTINEL)
+    message = r"^out must be an ordinary tensor where gradients are wanted; got one that was made in inference mode"
+    with pytest.raises(ValueError, match=message):
+        call(x.clone().requires_grad_(), out)
+    assert (out == SENTINEL).all()
+    y = call(x, out)  # where nothing is recorded nothing is lost
+    assert y.data_ptr() == out.data_ptr()
+    with torch.no_grad():
+        call(x.clone().requires_grad_(), out)
+    assert (out[:5] != SENTINEL).all()
 
 
 # Deterministic algorithms: torch then fills new memory with NaN, which must reach nothing either.

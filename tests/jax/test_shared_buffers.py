@@ -6,7 +6,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -80,8 +79,6 @@ X, WEIGHT = jnp.ones((8, 4)), jnp.ones((3, 4, 5))
 def test_a_gradient_buffer_is_kept_by_backward_alone(result, kept):
     """As docs/jax.md warns: JAX gives zeros for what it does not differentiate, and knows nothing of the buffer."""
     assert bool((accumulated(100 * jnp.ones_like(WEIGHT), result) >= 100).all()) == kept
-    page = (Path(__file__).parents[2] / "docs" / "jax.md").read_text()
-    assert "A call that is not differentiated loses its buffer." in page
 
 
 @pytest.mark.parametrize("taken", [True, False])

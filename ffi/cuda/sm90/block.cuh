@@ -24,14 +24,13 @@ template <typename Work>
 __device__ __forceinline__ void run_block(const typename Work::Params& params, unsigned char* memory) {
   using Shape = typename Work::Shape;
   const Shared<Shape> shared = {shared_address(memory)};
-  const uint32_t blocks_in_cluster = cluster_size();
   const int warp = threadIdx.x / 32;
   const Work work(params);
 
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       barrier_init(shared.filled(stage), 2);
-      barrier_init(shared.emptied(stage), blocks_in_cluster * RingReader<Shape>::kReaders);
+      barrier_init(shared.emptied(stage), kClusterBlocks * RingReader<Shape>::kReaders);
       barrier_init(shared.cleaned(stage), 1);
     }
     for (int slot = 0; slot < shared.kTiles; ++slot) {
@@ -69,17 +68,15 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
   } else {
     take_registers<kMultiplierRegisters>();
     const int index = warp / 4 - 1;
-    RingReader<Shape> ring(shared, index, blocks_in_cluster);
+    RingReader<Shape> ring(shared, index);
     Staging<Shape> staging(shared, index);
     Accumulators<Shape> acc;
     constexpr bool kTakesTurns = Shape::kHalves == 2;
     static_assert(!kTakesTurns || !Work::kOldThroughRing, "old stages would keep the ring from the other");
     Cleaner<Shape> cleaner(shared, index);
     for (int turn = 0;; turn ^= 1) {
-      const Tile tile = queue.hear();
-      queue.forget();
+      const Tile tile = queue.hear_together();
       queue.advance();
-      __syncwarp();
       if (tile.is_end()) break;
       const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
       if (kTakesTurns && turn != index) {
@@ -117,7 +114,7 @@ Status launch_block(void (*kernel)(typename Work::Params), int64_t tiles, const 
   constexpr int kBytes = Shared<typename Work::Shape>::kBytes;
   const Status allowed = allow_shared_memory(kernel, kBytes, launch.device, shared_memory_allowed);
   if (!allowed.ok()) return allowed;
-  return launch_clusters(kernel, tiles, 2, dim3(kThreads), kBytes, launch, params);
+  return launch_clusters(kernel, tiles, kClusterBlocks, dim3(kThreads), kBytes, launch, params);
 }
 
 }  // namespace grouped::cuda::sm90

@@ -12,16 +12,11 @@
 
 namespace grouped::cuda::sm90 {
 
-// A cluster of one or two blocks; `rank` is this block's place in it.
+// This block's place in its cluster.
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
   return rank;
-}
-__device__ __forceinline__ uint32_t cluster_size() {
-  uint32_t size;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;\n" : "=r"(size));
-  return size;
 }
 __device__ __forceinline__ void cluster_sync() {
   asm volatile(

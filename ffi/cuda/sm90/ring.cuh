@@ -11,7 +11,7 @@ namespace grouped::cuda::sm90 {
 template <typename Shape>
 class TileQueue {
  public:
-  static constexpr uint32_t kListeners = 2 + kMultipliers * 128;  // threads
+  static constexpr uint32_t kListeners = 2 + kMultipliers * 4;  // warps
 
   __device__ __forceinline__ TileQueue(Shared<Shape> shared, unsigned char* memory)
       : shared_(shared), tiles_(reinterpret_cast<int4*>(memory + Shared<Shape>::kTileQueue)) {}
@@ -33,9 +33,22 @@ class TileQueue {
     const int4 b = tiles_[cursor_.at * 2 + 1];
     return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
   }
-  // By each thread that listens, once it has read the tile it heard. Not by one for its warp: the order of
-  // the others' reads would hang on a meeting of the warp, which racecheck does not always see.
+  // By one lane of each warp that listens, once it has read the tile it heard.
   __device__ __forceinline__ void forget() const { barrier_arrive(shared_.heard(cursor_.at)); }
+  // Both by a whole warp. One lane reads for all, so that no read is ordered by a meeting of the warp alone.
+  __device__ __forceinline__ Tile hear_together() {
+    int words[8];
+    if (threadIdx.x % 32 == 0) {
+      const Tile tile = hear();
+      forget();
+      memcpy(words, &tile, sizeof(tile));
+    }
+    Tile tile;
+#pragma unroll
+    for (int& word : words) word = __shfl_sync(0xffffffffu, word, 0);
+    memcpy(&tile, words, sizeof(tile));
+    return tile;
+  }
   __device__ __forceinline__ void advance() { cursor_.advance(); }
 
  private:
@@ -89,8 +102,8 @@ class RingReader {
   // Warps that must have read a stage before it is filled again, in each block.
   static constexpr uint32_t kReaders = kMultipliers * 4 / Shape::kHalves;
 
-  __device__ __forceinline__ RingReader(Shared<Shape> shared, int index, uint32_t blocks_in_cluster)
-      : shared_(shared), index_(index), turn_(index == 0 ? 1 : 0), blocks_in_cluster_(blocks_in_cluster) {}
+  __device__ __forceinline__ RingReader(Shared<Shape> shared, int index)
+      : shared_(shared), index_(index), turn_(index == 0 ? 1 : 0) {}
 
   __device__ __forceinline__ void begin_turn() {
     barrier_wait(shared_.may_go(index_), turn_);
@@ -105,22 +118,20 @@ class RingReader {
     return stage + 1 == Shape::kStages ? 0 : stage + 1;
   }
 
-  // Waits for the next stage; its number.
+  // Waits for the next stage; its number, by a shuffle: all lanes have the same, but only so the compiler
+  // knows it, keeps operands' descriptors in uniform registers and steps them there.
   __device__ __forceinline__ int next() {
-    const int stage = cursor_.at;
+    const int stage = __shfl_sync(0xffffffffu, cursor_.at, 0);
     barrier_wait(shared_.filled(stage), cursor_.parity);
     cursor_.advance();
     return stage;
   }
-  // Tells all blocks that this warp has read the stage: its own as a local barrier, so that tools which watch
-  // shared memory see what orders this block's reads and the next use of the stage.
+  // Tells both blocks that this warp has read the stage: its own as a local barrier, so that tools which
+  // watch shared memory see what orders this block's reads and the next use of the stage.
   __device__ __forceinline__ void release(int stage) const {
-    const uint32_t lane = threadIdx.x % 32;
-    if (lane == 0) {
-      barrier_arrive(shared_.emptied(stage));
-    } else if (lane < blocks_in_cluster_) {
-      barrier_arrive_at(shared_.emptied(stage), cluster_rank() ^ lane);
-    }
+    if (threadIdx.x % 32 != 0) return;
+    barrier_arrive(shared_.emptied(stage));
+    barrier_arrive_at(shared_.emptied(stage), cluster_rank() ^ 1);
   }
   // Past stages that are the other multiplier's.
   __device__ __forceinline__ void skip(int stages) { cursor_.skip(stages); }
@@ -129,7 +140,6 @@ class RingReader {
   Shared<Shape> shared_;
   int index_;
   uint32_t turn_;
-  uint32_t blocks_in_cluster_;
   Cursor<Shape::kStages> cursor_;
 };
 

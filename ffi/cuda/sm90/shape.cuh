@@ -14,6 +14,7 @@ inline constexpr int kWidthStep = 32;
 inline constexpr int kReduceTile = 64;
 inline constexpr int kThreads = 384;
 inline constexpr int kMultipliers = 2;  // warpgroups
+inline constexpr int kClusterBlocks = 2;
 inline constexpr int kProducerRegisters = 40;
 inline constexpr int kMultiplierRegisters = 232;
 static_assert(kProducerRegisters + kMultipliers * kMultiplierRegisters <= 65536 / kThreads / 8 * 8 * 3,

@@ -239,7 +239,7 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   if (config.on_demand) {
     params.order.counters = counters_behind_map(launch, p.G);
     const Status prepared =
-        prepare_counters(num_clusters(tiles, 2, launch.device), launch, params.order.counters);
+        prepare_counters(num_clusters(tiles, kClusterBlocks, launch.device), launch, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
   return launch_wgrad<T, Shape>(params, tiles, launch);

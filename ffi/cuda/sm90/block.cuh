@@ -86,7 +86,13 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       if (!tile.is_idle()) work.prepare(tile, staging);
       if (kTakesTurns) ring.begin_turn();
       if (tile.is_idle()) {
-        for (int i = 0; i < tile.num_blocks + old_stages; ++i) ring.release(ring.next());
+        // One lane speaks for its warp: the others must have seen the phase too, or they might miss it.
+        for (int i = 0; i < tile.num_blocks + old_stages; ++i) {
+          const int stage = ring.next();
+          __syncwarp();
+          ring.release(stage);
+        }
+        __syncwarp();
         if (kTakesTurns) ring.end_turn();
         continue;
       }

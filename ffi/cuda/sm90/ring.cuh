@@ -19,6 +19,7 @@ class TileQueue {
   // By all lanes of the scheduling warp.
   __device__ __forceinline__ void tell(const Tile& tile) {
     barrier_wait(shared_.heard(cursor_.at), cursor_.parity ^ 1);
+    __syncwarp();  // a lane left behind could miss the phase: one lane tells for all
     if (threadIdx.x % 32 == 0) {
       tiles_[cursor_.at * 2] = make_int4(tile.row, tile.column, tile.width, tile.group);
       tiles_[cursor_.at * 2 + 1] = make_int4(tile.first_token, tile.num_tokens, tile.num_blocks, tile.flags);
@@ -107,6 +108,7 @@ class RingReader {
 
   __device__ __forceinline__ void begin_turn() {
     barrier_wait(shared_.may_go(index_), turn_);
+    __syncwarp();  // one lane ends the turn for all
     turn_ ^= 1;
   }
   // By each warp, because one that lags behind must not miss a phase of the barrier it waits for: the other's

@@ -36,8 +36,8 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
 // Arrives at the same barrier of block `rank` of the cluster. Ordered for this block only: what the barriers
-// between blocks guard is read by wgmma before and written by the copy engine after, and a release to the
-// whole cluster would stall the warp on a fence.
+// between blocks guard is read before by wgmma, or by loads whose values have been used, and written after by
+// the copy engine; a release to the whole cluster would stall the warp on a fence.
 __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
   asm volatile(
       "{\n"

@@ -22,8 +22,9 @@ static_assert(kProducerRegisters + kMultipliers * kMultiplierRegisters <= 65536 
 
 // One tile of the result, as the scheduler tells it to the others.
 struct Tile {
-  int32_t row, column;  // where it begins
-  int32_t width;        // columns to multiply: a multiple of kWidthStep
+  // Where it begins. Of mm: the first feature, and 0; of wgrad: row and column of the result.
+  int32_t row, column;
+  int32_t width;  // columns to multiply: a multiple of kWidthStep
   int32_t group;
   int32_t first_token, num_tokens;  // rows of the inputs: those of the tile, or those reduced over
   int32_t num_blocks;               // of kReduceTile

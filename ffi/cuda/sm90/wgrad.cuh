@@ -218,7 +218,6 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   if (!mapped.ok()) return mapped;
   WgradTensors<T> params;
   params.wgrad = wgrad_params<T>(p, map);
-  params.wgrad.pairs = true;
   const int64_t rows = params.wgrad.rows;
   const int64_t columns = params.wgrad.columns;
   const bool is_wide = p.out_dtype == DType::kF32;

@@ -11,7 +11,7 @@
 
 namespace grouped::cuda::sm90 {
 
-// Panels of both halves of the tile in one stage, side by side.
+// How many panels of each half of the tile one stage holds; those of the two halves alternate.
 template <typename Shape>
 inline constexpr int kOldPanels = Shared<Shape>::kStageBytes / (2 * kPanelBytes);
 

@@ -66,7 +66,7 @@ class WgradFeed {
 
 // The tiles of each group's whole result, two at once. A cluster stays in one group, so that both of its
 // blocks reduce over the same rows; past the end of an odd group the second block idles. Groups are counted
-// from the largest to the smallest. old_stages(width): of a tile.
+// in the map's order. old_stages(width): of a tile.
 template <typename Shape, typename OldStages>
 __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_rows, int64_t out_columns,
                                                bool skip_empty, const OldStages& old_stages,

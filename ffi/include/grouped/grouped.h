@@ -8,11 +8,12 @@
  *   tail: rows S..T
  *
  * Four promises that hold for every function here:
- *   tail         never read; never written under GROUPED_TAIL_KEEP, zeroed under GROUPED_TAIL_ZERO
+ *   tail         reaches no result; never written under GROUPED_TAIL_KEEP, zeroed under GROUPED_TAIL_ZERO
  *   empty groups legal anywhere; a weight gradient of one is zero (overwrite) or unchanged (accumulate)
  *   aliasing     results go straight into the caller's memory; no result may overlap an input
- *   determinism  bitwise repeatable, for any thread count; a row depends on that row and its group's weight
- * only Nothing here allocates device memory or waits for the device, except under GROUPED_CHECK=1.
+ *   determinism  bitwise repeatable, for any thread count; a row needs itself and its group's weight only
+ *
+ * Nothing here allocates device memory or waits for the device, except under GROUPED_CHECK=1.
  */
 #ifndef GROUPED_GROUPED_H_
 #define GROUPED_GROUPED_H_
@@ -114,7 +115,7 @@ enum {
   GROUPED_OP_COUNT = 8
 };
 
-/* Begins every argument structure. `workspace` holds grouped_workspace_size() bytes, 16-byte aligned. */
+/* Passed beside every argument structure. `workspace`: grouped_workspace_size() bytes, 16-byte aligned. */
 typedef struct grouped_launch {
   const grouped_executor* executor; /* CPU: NULL runs on the calling thread */
   void* workspace;

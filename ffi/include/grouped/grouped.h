@@ -71,7 +71,11 @@ enum {
   GROUPED_F8E5M2 = 17
 };
 
-enum { GROUPED_DEVICE_CPU = -1 }; /* any other device number is a CUDA ordinal */
+/* Devices; from 0 on CUDA ordinals. */
+enum {
+  GROUPED_DEVICE_CPU = -1,
+  GROUPED_DEVICE_META = -2 /* nowhere: a shape alone, in checks */
+};
 
 enum {
   GROUPED_TENSOR_REQUIRES_GRAD = 1u, /* refused for buffers */

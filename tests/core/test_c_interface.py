@@ -11,42 +11,9 @@ import pytest
 from core_call import Guarded, address
 
 import grouped_core
+from benchmarks.peers.c_structures import Launch, MmArguments, Status, Tensor
 
 F32, I32, CPU, BAD_VALUE, INTERNAL = 3, 5, -1, 1, 4
-
-
-class Tensor(ctypes.Structure):
-    _fields_ = [
-        ("name", ctypes.c_char_p),
-        ("data", ctypes.c_void_p),
-        ("dtype", ctypes.c_int32),
-        ("rank", ctypes.c_int32),
-        ("shape", ctypes.c_int64 * 8),
-        ("strides", ctypes.c_int64 * 8),
-        ("device", ctypes.c_int32),
-        ("flags", ctypes.c_uint32),
-    ]
-
-
-class MmArguments(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", ctypes.c_size_t),
-        *((name, ctypes.POINTER(Tensor)) for name, _ in grouped_core.argument_dims(grouped_core.Op.MM, 0)),
-        *((name, ctypes.c_int32) for name in ("weight_layout", "sizes_kind", "tail", "reserved")),
-    ]
-
-
-class Launch(ctypes.Structure):
-    _fields_ = [
-        ("executor", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_size", ctypes.c_size_t),
-        ("stream", ctypes.c_void_p),
-    ]
-
-
-class Status(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("code", ctypes.c_int32), ("message", ctypes.c_char * 1012)]
 
 
 def verdict(function, *arguments):

@@ -9,28 +9,35 @@
 
 namespace grouped::cuda::sm90 {
 
+// A group's rows in tiles.
 template <int kMaxWidth>
 struct RowCut {
-  int32_t tiles, width, last_width;
+  int32_t tiles, width;  // of the widest tile
 
-  // Even cuts: equal tiles, the last as wide as its rows need. Else, from two tiles on, all of kMaxWidth.
+  // Even cuts: as few tiles as can be, whose widths differ by one step at most. Else, from two tiles on, all of
+  // kMaxWidth.
   __device__ __forceinline__ RowCut(int32_t num_rows, bool is_even) {
     tiles = (num_rows + kMaxWidth - 1) / kMaxWidth;
     if (!is_even && tiles > 1) {
-      width = last_width = kMaxWidth;
+      steps_ = kMaxWidth / kWidthStep;
+      longer_ = 0;
     } else {
-      width = rounded(tiles == 0 ? 0 : (num_rows + tiles - 1) / tiles);
-      last_width = rounded(num_rows - (tiles - 1) * width);
+      const int32_t steps = (num_rows + kWidthStep - 1) / kWidthStep;
+      steps_ = tiles == 0 ? 0 : steps / tiles;
+      longer_ = steps - steps_ * tiles;
     }
+    width = width_of(0);
   }
   __device__ __forceinline__ int32_t width_of(int32_t tile) const {
-    return tile >= tiles ? 0 : tile == tiles - 1 ? last_width : width;
+    return tile >= tiles ? 0 : (steps_ + (tile < longer_ ? 1 : 0)) * kWidthStep;
+  }
+  __device__ __forceinline__ int32_t first_row_of(int32_t tile) const {
+    return (tile * steps_ + min(tile, longer_)) * kWidthStep;
   }
 
  private:
-  __device__ __forceinline__ static int32_t rounded(int32_t rows) {
-    return (rows + kWidthStep - 1) / kWidthStep * kWidthStep;
-  }
+  int32_t steps_;   // the width of a tile, in steps of kWidthStep,
+  int32_t longer_;  // and of the first so many tiles one more
 };
 
 // How groups become work; see Config (heuristic.h).
@@ -97,8 +104,9 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
       tile.column = 0;
       tile.width = cut.width_of(row);
       tile.group = static_cast<int32_t>(place.group);
-      tile.first_token = place.first_row + row * cut.width;
-      tile.num_tokens = min(tile.width, place.num_rows - row * cut.width);
+      const int32_t first_row = cut.first_row_of(row);
+      tile.first_token = place.first_row + first_row;
+      tile.num_tokens = min(tile.width, place.num_rows - first_row);
       tile.num_blocks = num_blocks;
       tile.flags = flags | (tile.width == 0 ? Tile::kIsIdle : 0);
       queue.tell(tile);

@@ -94,6 +94,19 @@ __device__ __forceinline__ bool barrier_passed(uint32_t barrier, uint32_t parity
       : "memory");
   return passed != 0;
 }
+// The same without waiting for a moment.
+__device__ __forceinline__ bool barrier_has_passed(uint32_t barrier, uint32_t parity) {
+  uint32_t passed;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(passed)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return passed != 0;
+}
 // Waits for the end of the phase of this parity. GROUPED_WATCHDOG (debugging builds): traps instead of
 // hanging.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {

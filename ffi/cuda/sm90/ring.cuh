@@ -120,11 +120,16 @@ class RingReader {
     return stage + 1 == Shape::kStages ? 0 : stage + 1;
   }
 
-  // Waits for the next stage; its number, by a shuffle: all lanes have the same, but only so the compiler
-  // knows it, keeps operands' descriptors in uniform registers and steps them there.
-  __device__ __forceinline__ int next() {
+  // Whether the next stage is filled already.
+  __device__ __forceinline__ bool peek() const {
+    return barrier_has_passed(shared_.filled(cursor_.at), cursor_.parity);
+  }
+  // Waits for the next stage, if the last peek() did not see it filled; its number, by a shuffle: all lanes
+  // have the same, but only so the compiler knows it, keeps operands' descriptors in uniform registers and
+  // steps them there.
+  __device__ __forceinline__ int next(bool is_filled = false) {
     const int stage = __shfl_sync(0xffffffffu, cursor_.at, 0);
-    barrier_wait(shared_.filled(stage), cursor_.parity);
+    if (!is_filled) barrier_wait(shared_.filled(stage), cursor_.parity);
     cursor_.advance();
     return stage;
   }

@@ -77,12 +77,17 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     for (int turn = 0;; turn ^= 1) {
       const Tile tile = queue.hear_together();
       queue.advance();
-      if (tile.is_end()) break;
+      if (tile.is_end()) {
+        staging.end_turn();
+        if (turn == index) staging.skip_last_turn();
+        break;
+      }
       const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
       if (kTakesTurns && turn != index) {
         ring.skip(tile.num_blocks);
         continue;
       }
+      staging.end_turn();  // of its last tile, whose pieces have left by now
       if (!tile.is_idle()) work.prepare(tile, staging);
       if (kTakesTurns) ring.begin_turn();
       if (tile.is_idle()) {
@@ -94,6 +99,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
         }
         __syncwarp();
         if (kTakesTurns) ring.end_turn();
+        staging.begin_turn();
         continue;
       }
       multiply_any<Work>(tile, index, shared, ring, cleaner, acc);
@@ -104,6 +110,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       }
       if (kTakesTurns && tile.num_blocks == 0) ring.end_turn();
       __syncwarp();
+      staging.begin_turn();
       work.finish(tile, index, acc, shared, staging, ring, old_stage);
     }
     if (threadIdx.x % 128 == 0) store_wait();

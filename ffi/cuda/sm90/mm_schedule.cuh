@@ -14,8 +14,8 @@ template <int kMaxWidth>
 struct RowCut {
   int32_t tiles, width;  // of the widest tile
 
-  // Even cuts: as few tiles as can be, whose widths differ by one step at most. Else, from two tiles on, all of
-  // kMaxWidth.
+  // Even cuts: as few tiles as can be, whose widths differ by one step at most. Else, from two tiles on, all
+  // of kMaxWidth.
   __device__ __forceinline__ RowCut(int32_t num_rows, bool is_even) {
     tiles = (num_rows + kMaxWidth - 1) / kMaxWidth;
     if (!is_even && tiles > 1) {

@@ -157,10 +157,36 @@ class Staging {
   // With three or more, the thread that sends the pieces makes sure that the next one is free before all meet
   // over the one that they wrote. With two that would wait for the copy just begun, so they meet once more.
   static constexpr bool kMeetsOnce = Shape::kPieces > 2;
+  static_assert(kMeetsOnce || !Shape::kSharesBuffers, "all of a turn's buffers are free when it begins");
 
  public:
   __device__ __forceinline__ Staging(Shared<Shape> shared, int index)
-      : shared_(shared), buffers_(shared.staging(index)), index_(index) {}
+      : shared_(shared), buffers_(shared.staging(index)), index_(index) {
+    if (Shape::kSharesBuffers && index == 1) named_barrier_arrive<256>(turn_of(0));
+  }
+
+  // Where the multipliers share the buffers each has them for all pieces of a tile, by turns. begin_turn()
+  // waits until the other's pieces have left them.
+  __device__ __forceinline__ void begin_turn() {
+    if constexpr (Shape::kSharesBuffers) {
+      named_barrier<256>(turn_of(index_));
+      has_turn_ = true;
+      slot_ = 0;
+    }
+  }
+  // If a turn has begun. Well after the last piece was sent, since this waits until the copy engine has read
+  // it.
+  __device__ __forceinline__ void end_turn() {
+    if (!Shape::kSharesBuffers || !has_turn_) return;
+    has_turn_ = false;
+    if (threadIdx.x % 128 == 0) store_wait_read<0>();
+    __syncwarp();
+    named_barrier_arrive<256>(turn_of(1 - index_));
+  }
+  // By the multiplier whose turn would be next, when the other has ended its last: nothing stays half met.
+  __device__ __forceinline__ void skip_last_turn() const {
+    if constexpr (Shape::kSharesBuffers) named_barrier<256>(turn_of(index_));
+  }
 
   // Where to write the next piece.
   __device__ __forceinline__ uint32_t next() const {
@@ -170,10 +196,12 @@ class Staging {
     }
     return buffer(slot_);
   }
-  // All threads have written it, and the copy engine may read it.
-  __device__ __forceinline__ void written() const {
+  // All threads have written it, and the copy engine may read it. `piece`: its number in the tile, `pieces`:
+  // those of the tile.
+  __device__ __forceinline__ void written(int piece, int pieces) const {
     async_proxy_fence();
-    if (kMeetsOnce && threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 2>();
+    const bool needs_next = !Shape::kSharesBuffers || (piece + 1 >= Shape::kPieces && piece + 1 < pieces);
+    if (kMeetsOnce && needs_next && threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 2>();
     named_barrier<128>(1 + index_);
   }
   // Its copies, if any, are under way.
@@ -207,6 +235,8 @@ class Staging {
   __device__ __forceinline__ void wait_for_older() const { store_wait_read<1>(); }
 
  private:
+  // A named barrier; 1 and 2 are those at which each multiplier meets.
+  __device__ __forceinline__ static int turn_of(int index) { return 1 + kMultipliers + index; }
   __device__ __forceinline__ uint32_t buffer(int slot) const {
     return buffers_ + slot * Shared<Shape>::kPieceBytes;
   }
@@ -220,6 +250,7 @@ class Staging {
   Shared<Shape> shared_;
   uint32_t buffers_;
   int index_;
+  bool has_turn_ = false;
   int slot_ = 0;
   uint32_t parity_ = 0;  // of the barriers of fetched pieces
 };

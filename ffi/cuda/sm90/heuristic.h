@@ -11,7 +11,7 @@
 
 namespace grouped::cuda::sm90 {
 
-// See TakeTurns, ShareTiles (shape.cuh), RowCut (mm_schedule.cuh), PieceFeed (piece_feed.cuh).
+// See TakeTurns, ShareTiles (shape.cuh), WidthCut (cut.cuh), PieceFeed (piece_feed.cuh).
 struct Config {
   bool takes_turns;
   // Of mm alone.

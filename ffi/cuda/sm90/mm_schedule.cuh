@@ -3,42 +3,12 @@
 // a result.
 #pragma once
 
+#include "sm90/cut.cuh"
 #include "sm90/group_walk.cuh"
 #include "sm90/piece_feed.cuh"
 #include "sm90/ring.cuh"
 
 namespace grouped::cuda::sm90 {
-
-// A group's rows in tiles.
-template <int kMaxWidth>
-struct RowCut {
-  int32_t tiles, width;  // of the widest tile
-
-  // Even cuts: as few tiles as can be, whose widths differ by one step at most. Else, from two tiles on, all
-  // of kMaxWidth.
-  __device__ __forceinline__ RowCut(int32_t num_rows, bool is_even) {
-    tiles = (num_rows + kMaxWidth - 1) / kMaxWidth;
-    if (!is_even && tiles > 1) {
-      steps_ = kMaxWidth / kWidthStep;
-      longer_ = 0;
-    } else {
-      const int32_t steps = (num_rows + kWidthStep - 1) / kWidthStep;
-      steps_ = tiles == 0 ? 0 : steps / tiles;
-      longer_ = steps - steps_ * tiles;
-    }
-    width = width_of(0);
-  }
-  __device__ __forceinline__ int32_t width_of(int32_t tile) const {
-    return tile >= tiles ? 0 : (steps_ + (tile < longer_ ? 1 : 0)) * kWidthStep;
-  }
-  __device__ __forceinline__ int32_t first_row_of(int32_t tile) const {
-    return (tile * steps_ + min(tile, longer_)) * kWidthStep;
-  }
-
- private:
-  int32_t steps_;   // the width of a tile, in steps of kWidthStep,
-  int32_t longer_;  // and of the first so many tiles one more
-};
 
 // How groups become work; see Config (heuristic.h).
 struct MmOrder {
@@ -50,7 +20,7 @@ struct MmOrder {
 // feature tiles is odd, two row tiles of the last one, which share the weight.
 template <typename Shape>
 struct MmPieces {
-  using Cut = RowCut<Shape::kMaxWidth>;
+  using Cut = WidthCut<Shape::kMaxWidth, kWidthStep>;
   static constexpr int kMostCostly = Shape::kMaxWidth / kWidthStep;
   int64_t feature_tiles;
   MmOrder order;
@@ -81,7 +51,7 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
     GroupPlace place;
     for (int64_t piece = feed.next(round); walk.find(piece, &place); piece = feed.next(round)) {
       const int64_t in_group = piece - place.first_piece;
-      const RowCut<Shape::kMaxWidth> cut(place.num_rows, order.cuts_evenly);
+      const typename MmPieces<Shape>::Cut cut(place.num_rows, order.cuts_evenly);
       int32_t row;  // row tile: may be one past the last
       int64_t feature;
       int32_t flags;
@@ -104,7 +74,7 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
       tile.column = 0;
       tile.width = cut.width_of(row);
       tile.group = static_cast<int32_t>(place.group);
-      const int32_t first_row = cut.first_row_of(row);
+      const int32_t first_row = cut.first_of(row);
       tile.first_token = place.first_row + first_row;
       tile.num_tokens = min(tile.width, place.num_rows - first_row);
       tile.num_blocks = num_blocks;

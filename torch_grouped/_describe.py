@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from grouped_core import CPU_DEVICE, NO_DATA, REQUIRES_GRAD, DType, workspace_size
+from grouped_core import CPU_DEVICE, META_DEVICE, NO_DATA, REQUIRES_GRAD, DType, workspace_size
 
 _DTYPES: dict[torch.dtype, int] = {
     torch.float16: DType.F16,
@@ -28,6 +28,7 @@ _DTYPES: dict[torch.dtype, int] = {
     torch.float8_e4m3fn: DType.F8E4M3,
     torch.float8_e5m2: DType.F8E5M2,
 }
+_WITHOUT_ORDINAL = {"cpu": CPU_DEVICE, "meta": META_DEVICE}
 # Plain ints: an enumeration costs half a microsecond a use.
 _CODES = {dtype: int(code) for dtype, code in _DTYPES.items()}
 
@@ -63,7 +64,7 @@ def describe_fake(tensor: torch.Tensor | None, name: str = "") -> tuple | None:
         return None
     flags = NO_DATA | (REQUIRES_GRAD if tensor.requires_grad else 0)
     strides = None if tensor.is_contiguous() else tensor.stride()
-    device = CPU_DEVICE if tensor.device.type == "cpu" else tensor.device.index or 0
+    device = _WITHOUT_ORDINAL.get(tensor.device.type, tensor.device.index or 0)
     return name, 0, dtype_code(tensor.dtype), tuple(tensor.shape), strides, device, flags
 
 

@@ -161,22 +161,8 @@ def _hint(size: int | torch.SymInt) -> int | None:
     return size.node.hint if isinstance(size, torch.SymInt) and size.node.has_hint() else None
 
 
-def _check_meta(tensors: dict[str, torch.Tensor | None]) -> None:
-    """Refuses meta tensors beside others: the core does not know that device, and nothing would be computed.
-
-    Raises:
-      ValueError: some are on meta, some are not.
-    """
-    given = [(name, t.device) for name, t in tensors.items() if t is not None]
-    first, device = given[0]
-    for name, other in given:
-        if other != device and "meta" in (other.type, device.type):
-            raise ValueError(f"{name} must be on {device}, as {first} is; got {other}. Move it before the call.")
-
-
 def _check_fake(op: Op, tensors: dict[str, torch.Tensor | None], options: Options) -> None:
     """The core's rules on fake tensors, named as the dictionary names them."""
-    _check_meta(tensors)
     check_symbolic(op, [describe_fake(t, name) for name, t in tensors.items()], options, hint=_hint)
 
 

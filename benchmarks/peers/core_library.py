@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import ctypes
 import zipfile
-from ctypes import POINTER, c_char, c_char_p, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import c_size_t
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-ABI_VERSION = 1
+from benchmarks.peers import c_structures as c
+
 MM, WGRAD = 0, 1  # operations of grouped_workspace_size()
 GNK, GKN = 0, 1  # weight layouts
 _DTYPES = {
@@ -24,61 +25,6 @@ _DTYPES = {
     torch.int64: 6,
 }
 _CPU = -1
-
-
-class _Tensor(ctypes.Structure):
-    _fields_ = (
-        ("name", c_char_p),
-        ("data", c_void_p),
-        ("dtype", c_int32),
-        ("rank", c_int32),
-        ("shape", c_int64 * 8),
-        ("strides", c_int64 * 8),
-        ("device", c_int32),
-        ("flags", c_uint32),
-    )
-
-
-class _Launch(ctypes.Structure):
-    _fields_ = (
-        ("executor", c_void_p),
-        ("workspace", c_void_p),
-        ("workspace_size", c_size_t),
-        ("stream", c_void_p),
-    )
-
-
-class _Status(ctypes.Structure):
-    _fields_ = (("struct_size", c_size_t), ("code", c_int32), ("message", c_char * 1012))
-
-
-class _WorkspaceQuery(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", c_size_t),
-        ("op", c_int32),
-        ("dtype", c_int32),
-        ("device", c_int32),
-        ("reserved", c_int32),
-        ("K", c_int64),
-        ("N", c_int64),
-        ("G", c_int64),
-    )
-
-
-class _Mm(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", c_size_t),
-        *((name, POINTER(_Tensor)) for name in ("x", "weight", "group_sizes", "bias", "row_scale", "out")),
-        *((name, c_int32) for name in ("weight_layout", "sizes_kind", "tail", "reserved")),
-    )
-
-
-class _Wgrad(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", c_size_t),
-        *((name, POINTER(_Tensor)) for name in ("x", "dy", "group_sizes", "out")),
-        *((name, c_int32) for name in ("weight_layout", "sizes_kind", "accumulate", "reserved")),
-    )
 
 
 class CoreLibrary:
@@ -94,8 +40,8 @@ class CoreLibrary:
         self._library = _from_wheel(path) if path.suffix == ".whl" else ctypes.CDLL(str(path.resolve()))
         self._library.grouped_workspace_size.restype = c_size_t
         version = self._library.grouped_abi_version()
-        if version != ABI_VERSION:
-            raise RuntimeError(f"{path} has version {version} of the C interface, and this calls version {ABI_VERSION}")
+        if version != c.ABI_VERSION:
+            raise RuntimeError(f"{path} has version {version} of the C interface, and this calls {c.ABI_VERSION}")
 
     def has_cuda(self) -> bool:
         """Whether it was built with the CUDA kernels."""
@@ -103,25 +49,27 @@ class CoreLibrary:
 
     def mm(self, x: Tensor, weight: Tensor, sizes: Tensor, out: Tensor, layout: int) -> None:
         """out[t] = x[t] W[g(t)]; `layout`: GNK or GKN."""
-        arguments = _Mm(x=_describe(x), weight=_describe(weight), group_sizes=_describe(sizes), out=_describe(out))
+        arguments = c.MmArguments(
+            x=_describe(x), weight=_describe(weight), group_sizes=_describe(sizes), out=_describe(out)
+        )
         arguments.weight_layout = layout
         K, N = x.shape[1], out.shape[1]
         self._call("grouped_mm", arguments, MM, x, K, N, len(sizes))
 
     def wgrad(self, x: Tensor, dy: Tensor, sizes: Tensor, out: Tensor, accumulate: bool) -> None:
         """out[g] (+)= dy_g^T x_g, [G, N, K]."""
-        arguments = _Wgrad(x=_describe(x), dy=_describe(dy), group_sizes=_describe(sizes), out=_describe(out))
+        arguments = c.WgradArguments(x=_describe(x), dy=_describe(dy), group_sizes=_describe(sizes), out=_describe(out))
         arguments.accumulate = accumulate
         self._call("grouped_wgrad", arguments, WGRAD, x, x.shape[1], dy.shape[1], len(sizes))
 
     def _call(self, name: str, arguments: ctypes.Structure, op: int, x: Tensor, K: int, N: int, G: int) -> None:
-        query = _WorkspaceQuery(op=op, dtype=_DTYPES[x.dtype], device=_device(x), K=K, N=N, G=G)
+        query = c.WorkspaceQuery(op=op, dtype=_DTYPES[x.dtype], device=_device(x), K=K, N=N, G=G)
         arguments.struct_size, query.struct_size = ctypes.sizeof(arguments), ctypes.sizeof(query)
         size = self._library.grouped_workspace_size(ctypes.byref(query))
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
         stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else None
-        launch = _Launch(workspace=workspace.data_ptr(), workspace_size=size, stream=stream)
-        status = _Status(struct_size=ctypes.sizeof(_Status))
+        launch = c.Launch(workspace=workspace.data_ptr(), workspace_size=size, stream=stream)
+        status = c.Status(struct_size=ctypes.sizeof(c.Status))
         code = getattr(self._library, name)(ctypes.byref(arguments), ctypes.byref(launch), ctypes.byref(status))
         if code != 0:
             raise RuntimeError(status.message.decode())
@@ -141,7 +89,7 @@ def _device(t: Tensor) -> int:
 
 
 def _describe(t: Tensor) -> ctypes.Array | ctypes._Pointer:
-    described = _Tensor(data=t.data_ptr(), dtype=_DTYPES[t.dtype], rank=t.dim(), device=_device(t))
+    described = c.Tensor(data=t.data_ptr(), dtype=_DTYPES[t.dtype], rank=t.dim(), device=_device(t))
     described.shape[: t.dim()] = t.shape
     described.strides[: t.dim()] = t.stride()
     return ctypes.pointer(described)

@@ -27,7 +27,7 @@ GROUPED_HD A clamp_between(A x, A low, A high) {
 // gelu(x) = x * sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without a tanh.
 template <typename A>
 struct GeluArgument {
-  A twice_u, twice_du;
+  A twice_u, twice_du, x;  // x as clamped
 };
 template <typename A>
 GROUPED_HD GeluArgument<A> gelu_argument(A x) {
@@ -36,7 +36,7 @@ GROUPED_HD GeluArgument<A> gelu_argument(A x) {
   const A square = c * c;
   constexpr A kScale = A(1.5957691216057307117597842397375);  // 2 sqrt(2/pi)
   return {kScale * c * multiply_add(A(0.044715), square, A(1)),
-          kScale * multiply_add(A(3 * 0.044715), square, A(1))};
+          kScale * multiply_add(A(3 * 0.044715), square, A(1)), c};
 }
 
 template <int32_t kKind, typename A>
@@ -64,16 +64,19 @@ GROUPED_HD ActivationGradient<A> activation_gradient(A gate, A up, const Activat
   } else if constexpr (kKind == GROUPED_CLAMPED_SWIGLU) {
     const A g = gate > p.limit ? p.limit : gate;
     const A u = clamp_between(up, -p.limit, p.limit) + p.offset;
-    const Sigmoid<A> s = sigmoid(p.alpha * g);
+    // Beyond 1e4 the sigmoid is 0 or 1 in every format, and 0 times an overflow would be NaN.
+    const A z = clamp_between(p.alpha * g, A(-1e4), A(1e4));
+    const Sigmoid<A> s = sigmoid(z);
     const A silu = g * s.value;
     const bool up_is_free = !(up > p.limit) && !(up < -p.limit);
-    return {silu * u, gate > p.limit ? A(0) : u * s.value * multiply_add(p.alpha * g, s.complement, A(1)),
+    return {silu * u, gate > p.limit ? A(0) : u * s.value * multiply_add(z, s.complement, A(1)),
             up_is_free ? silu : A(0)};
   } else if constexpr (kKind == GROUPED_GEGLU) {
     const GeluArgument<A> a = gelu_argument(gate);
     const Sigmoid<A> s = sigmoid(a.twice_u);
     const A gelu = gate * s.value;
-    return {gelu * up, up * s.value * multiply_add(gate * s.complement, a.twice_du, A(1)), gelu};
+    // Of the clamped gate: beyond, the complement or s.value is 0, and 0 times an overflow would be NaN.
+    return {gelu * up, up * s.value * multiply_add(a.x * s.complement, a.twice_du, A(1)), gelu};
   } else {
     static_assert(kKind == GROUPED_SQUARED_RELU, "an activation needs its derivative here");
     const A r = gate < A(0) ? A(0) : gate;

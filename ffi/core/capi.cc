@@ -91,7 +91,8 @@ int32_t run(int32_t op, Status (*Backend::*function)(const Problem&, const Launc
         backend->workspace_size(op, found.base, found.dims['K'], found.dims['N'], found.dims['G']);
     void* workspace = launch->workspace;
     if (source == nullptr) {
-      if (launch->workspace_size < needed) return short_workspace(op, launch->workspace_size, needed);
+      const size_t given = launch->workspace == nullptr ? 0 : launch->workspace_size;
+      if (given < needed) return short_workspace(op, given, needed);
     } else if (needed > 0 && uses_workspace(*backend, problem, found.device)) {
       workspace = source->allocate(source->context, needed);
       if (workspace == nullptr) return short_workspace(op, 0, needed);
@@ -166,6 +167,7 @@ int32_t grouped_row_dot(const grouped_row_dot_args* args, const grouped_launch* 
 int32_t grouped_check(int32_t op, const void* args, grouped_status* status) {
   return grouped::guarded(status, [&]() -> grouped::Status {
     using grouped::make_problem;
+    if (args == nullptr) return grouped::Status(GROUPED_INTERNAL, "arguments are needed");
     grouped::Checked found;
     switch (op) {
       case GROUPED_OP_MM:

@@ -18,15 +18,20 @@ Status check_option(const char* name, int32_t value, int32_t count) {
                                        "; got " + std::to_string(value) + ".");
 }
 
+// Before any other field is read: a shorter structure does not have them all.
+template <typename Args>
+Status check_struct(int32_t op, const Args& args) {
+  if (args.struct_size >= sizeof(Args)) return Status();
+  return Status(GROUPED_INTERNAL, std::string(rule_of(op)->name) + ": arguments of " +
+                                      std::to_string(args.struct_size) + " bytes; this library needs " +
+                                      std::to_string(sizeof(Args)) + ". Build against its grouped.h.");
+}
+
 template <typename Args>
 Status check(int32_t op, const Args& args, int32_t weight_layout, bool gated, Checked* found) {
   const OperationRule& rule = *rule_of(op);
-  if (args.struct_size < sizeof(Args)) {
-    return Status(GROUPED_INTERNAL, std::string(rule.name) + ": arguments of " +
-                                        std::to_string(args.struct_size) + " bytes; this library needs " +
-                                        std::to_string(sizeof(Args)) + ". Build against its grouped.h.");
-  }
-  Status s = check_option("weight_layout", weight_layout, 2);
+  Status s = check_struct(op, args);
+  if (s.ok()) s = check_option("weight_layout", weight_layout, 2);
   if (s.ok()) s = check_option("sizes_kind", args.sizes_kind, 2);
   if (s.ok()) s = check_arguments(rule, &args, weight_layout, gated, found);
   return s;
@@ -122,7 +127,8 @@ Status make_problem(const grouped_bias_grad_args& args, BiasGradProblem* problem
 }
 
 Status make_problem(const grouped_activation_args& args, ActivationProblem* problem, Checked* found) {
-  Status s = check_activation_options(args.options);
+  Status s = check_struct(GROUPED_OP_ACTIVATION, args);
+  if (s.ok()) s = check_activation_options(args.options);
   if (s.ok()) s = check(GROUPED_OP_ACTIVATION, args, GROUPED_GNK, is_gated(args.options.kind), found);
   if (s.ok()) s = check_option("tail", args.tail, 2);
   if (!s.ok() || problem == nullptr) return s;
@@ -133,10 +139,10 @@ Status make_problem(const grouped_activation_args& args, ActivationProblem* prob
 
 Status make_problem(const grouped_activation_grad_args& args, ActivationGradProblem* problem,
                     Checked* found) {
-  if (args.d_row_scale != nullptr && args.row_scale == nullptr) {
-    return Status(GROUPED_BAD_VALUE, "d_row_scale needs row_scale; got none.");
-  }
-  Status s = check_activation_options(args.options);
+  Status s = check_struct(GROUPED_OP_ACTIVATION_GRAD, args);
+  if (s.ok() && args.d_row_scale != nullptr && args.row_scale == nullptr)
+    s = Status(GROUPED_BAD_VALUE, "d_row_scale needs row_scale; got none.");
+  if (s.ok()) s = check_activation_options(args.options);
   if (s.ok()) s = check(GROUPED_OP_ACTIVATION_GRAD, args, GROUPED_GNK, is_gated(args.options.kind), found);
   if (s.ok()) s = check_option("tail", args.tail, 2);
   if (!s.ok() || problem == nullptr) return s;
@@ -162,10 +168,10 @@ Status make_problem(const grouped_row_scale_args& args, RowScaleProblem* problem
 }
 
 Status make_problem(const grouped_row_dot_args& args, RowDotProblem* problem, Checked* found) {
-  if ((args.dy == nullptr) != (args.bias == nullptr)) {
-    return Status(GROUPED_BAD_VALUE, "grouped_row_dot takes dy and bias together; got one of them.");
-  }
-  Status s = check(GROUPED_OP_ROW_DOT, args, GROUPED_GNK, false, found);
+  Status s = check_struct(GROUPED_OP_ROW_DOT, args);
+  if (s.ok() && (args.dy == nullptr) != (args.bias == nullptr))
+    s = Status(GROUPED_BAD_VALUE, "grouped_row_dot takes dy and bias together; got one of them.");
+  if (s.ok()) s = check(GROUPED_OP_ROW_DOT, args, GROUPED_GNK, false, found);
   if (s.ok()) s = check_option("tail", args.tail, 2);
   if (!s.ok() || problem == nullptr) return s;
   const Dims& d = found->dims;

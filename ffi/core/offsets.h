@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Group sizes to row offsets: the one place that says what a bad size means. Shared by host and device code.
+// Group sizes to row offsets: what a bad size means. Shared by host and device code; the scans of whole
+// warps on the device restate it.
 #pragma once
 
 #include <string>

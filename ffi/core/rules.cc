@@ -183,7 +183,7 @@ class Checker {
     const auto end = begin + static_cast<uintptr_t>(bytes_of(*a.tensor));
     for (int i = 0; i < count_; ++i) {
       const Argument& other = arguments_[i];
-      if (other.tensor == a.tensor || !has_bytes(other)) continue;
+      if (&other == &a || !has_bytes(other)) continue;
       const auto other_begin = reinterpret_cast<uintptr_t>(other.tensor->data);
       const auto other_end = other_begin + static_cast<uintptr_t>(bytes_of(*other.tensor));
       if (begin < other_end && other_begin < end) {

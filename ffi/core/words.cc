@@ -34,7 +34,8 @@ std::string dtype_rule_words(DTypeRule rule, int32_t base, int32_t row_scale) {
 }
 
 std::string device_words(int32_t device) {
-  return device == GROUPED_DEVICE_CPU ? "cpu" : "cuda:" + std::to_string(device);
+  if (device == GROUPED_DEVICE_CPU) return "cpu";
+  return device == GROUPED_DEVICE_META ? "meta" : "cuda:" + std::to_string(device);
 }
 
 std::string list_words(const int64_t* values, int32_t count) {

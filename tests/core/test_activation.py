@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import reference
@@ -187,6 +188,16 @@ def test_far_arguments_stay_finite(dtype, kind):
     assert abs(float(dh[0, 0])) == 0
     right = {"squared_relu": far * far, "clamped_swiglu": 2.5 * 2 / (1 + np.exp(-1.702 * 2.5))}.get(kind, far)
     assert float(y[-1, 0]) == pytest.approx(right, rel=2.0**-7)
+
+
+@by_kind
+@by_dtype
+def test_the_farthest_arguments_to_the_left_are_flat(dtype, kind):
+    lowest = ml_dtypes.finfo(DTYPES[dtype]).min
+    gate = np.array([lowest, lowest / 4, lowest / 64], DTYPES[dtype])[:, None]
+    h = gate if kind == "squared_relu" else np.concatenate([gate, np.ones_like(gate)], axis=1)
+    assert (forward(h, [3], kind) == 0).all()
+    assert (gradient(h, np.ones_like(gate), [3], kind)[0] == 0).all()
 
 
 @by_kind

@@ -51,7 +51,8 @@ GOLDEN = {
     ("mm", 16, 256, 256, 1024): SHARE + EVEN + ORDER,
     ("wgrad", 65536, 2048, 1536, 128): TURNS + DEMAND + ENDS,
     ("wgrad", 32768, 7168, 4096, 8): TURNS + DEMAND,  # many rows a group
-    ("wgrad", 32768, 2880, 5760, 128): SHARE + DEMAND + ENDS,  # few rows a group
+    ("wgrad", 32768, 2880, 5760, 128): TURNS + DEMAND + ENDS,
+    ("wgrad", 32767, 2880, 5760, 128): SHARE + DEMAND + ENDS,  # few rows a group
     ("wgrad", 81920, 512, 2048, 512): SHARE + DEMAND + ENDS,
     ("wgrad", 8192, 2048, 1536, 128): SHARE + DEMAND + ENDS,  # few products, much to write
     ("wgrad", 1024, 256, 256, 1): TURNS,  # little of either

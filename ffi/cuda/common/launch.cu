@@ -10,7 +10,9 @@ constexpr int kOldestMajor = 8;  // sm_80: bf16 tensor cores and cp.async
 
 int device_attribute(cudaDeviceAttr attribute, int device) {
   int value = 0;
-  return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
+  if (cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess) return value;
+  (void)cudaGetLastError();  // a later launch that asks for the last error must not find this one
+  return 0;
 }
 
 constexpr int kCachedDevices = 64;

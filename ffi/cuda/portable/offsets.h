@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Group sizes to row offsets on the device, once at the head of every operation.
+// Group sizes to row offsets on the device, at the head of every portable operation and of Hopper's wgrad.
+// Hopper's mm walks the sizes itself (sm90/group_walk.cuh).
 #pragma once
 
 #include "core/backend.h"
@@ -10,7 +11,7 @@ namespace grouped::cuda {
 struct RowMap {
   const int64_t* offsets;    // [G + 1] first row of each group; offsets[G] = S
   const int64_t* row_tiles;  // [G + 1] first row tile of each group; row_tiles[G] = how many there are
-  const int32_t* order;      // [G] groups from the largest to the smallest; null where not asked for
+  const int32_t* order;      // [G] groups, up to 512 of them the largest first; null where not asked for
   int64_t G;
 };
 

@@ -24,14 +24,13 @@ template <typename Work>
 __device__ __forceinline__ void run_block(const typename Work::Params& params, unsigned char* memory) {
   using Shape = typename Work::Shape;
   const Shared<Shape> shared = {shared_address(memory)};
-  const uint32_t blocks_in_cluster = cluster_size();
   const int warp = threadIdx.x / 32;
   const Work work(params);
 
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       barrier_init(shared.filled(stage), 2);
-      barrier_init(shared.emptied(stage), blocks_in_cluster * RingReader<Shape>::kReaders);
+      barrier_init(shared.emptied(stage), kClusterBlocks * RingReader<Shape>::kReaders);
       barrier_init(shared.cleaned(stage), 1);
     }
     for (int slot = 0; slot < shared.kTiles; ++slot) {
@@ -69,28 +68,38 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
   } else {
     take_registers<kMultiplierRegisters>();
     const int index = warp / 4 - 1;
-    RingReader<Shape> ring(shared, index, blocks_in_cluster);
+    RingReader<Shape> ring(shared, index);
     Staging<Shape> staging(shared, index);
     Accumulators<Shape> acc;
     constexpr bool kTakesTurns = Shape::kHalves == 2;
     static_assert(!kTakesTurns || !Work::kOldThroughRing, "old stages would keep the ring from the other");
     Cleaner<Shape> cleaner(shared, index);
     for (int turn = 0;; turn ^= 1) {
-      const Tile tile = queue.hear();
-      queue.forget();
+      const Tile tile = queue.hear_together();
       queue.advance();
-      __syncwarp();
-      if (tile.is_end()) break;
+      if (tile.is_end()) {
+        staging.end_turn();
+        if (turn == index) staging.skip_last_turn();
+        break;
+      }
       const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
       if (kTakesTurns && turn != index) {
         ring.skip(tile.num_blocks);
         continue;
       }
+      staging.end_turn();  // of its last tile, whose pieces have left by now
       if (!tile.is_idle()) work.prepare(tile, staging);
       if (kTakesTurns) ring.begin_turn();
       if (tile.is_idle()) {
-        for (int i = 0; i < tile.num_blocks + old_stages; ++i) ring.release(ring.next());
+        // One lane speaks for its warp: the others must have seen the phase too, or they might miss it.
+        for (int i = 0; i < tile.num_blocks + old_stages; ++i) {
+          const int stage = ring.next();
+          __syncwarp();
+          ring.release(stage);
+        }
+        __syncwarp();
         if (kTakesTurns) ring.end_turn();
+        staging.begin_turn();
         continue;
       }
       multiply_any<Work>(tile, index, shared, ring, cleaner, acc);
@@ -101,6 +110,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       }
       if (kTakesTurns && tile.num_blocks == 0) ring.end_turn();
       __syncwarp();
+      staging.begin_turn();
       work.finish(tile, index, acc, shared, staging, ring, old_stage);
     }
     if (threadIdx.x % 128 == 0) store_wait();
@@ -117,7 +127,7 @@ Status launch_block(void (*kernel)(typename Work::Params), int64_t tiles, const 
   constexpr int kBytes = Shared<typename Work::Shape>::kBytes;
   const Status allowed = allow_shared_memory(kernel, kBytes, launch.device, shared_memory_allowed);
   if (!allowed.ok()) return allowed;
-  return launch_clusters(kernel, tiles, 2, dim3(kThreads), kBytes, launch, params);
+  return launch_clusters(kernel, tiles, kClusterBlocks, dim3(kThreads), kBytes, launch, params);
 }
 
 }  // namespace grouped::cuda::sm90

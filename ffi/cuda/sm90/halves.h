@@ -16,7 +16,8 @@
 
 namespace grouped::cuda::sm90 {
 
-// Of multiprocessors; both blocks of a cluster run on one pair.
+// Of multiprocessors; both blocks of a cluster run on one pair (seen on H100, not documented; only speed
+// depends on it).
 inline constexpr int kMaxPairs = 96;
 
 // In the workspace of a call (piece_feed.cuh).

@@ -11,7 +11,7 @@
 
 namespace grouped::cuda::sm90 {
 
-// See TakeTurns, ShareTiles (shape.cuh), RowCut (mm_schedule.cuh), PieceFeed (piece_feed.cuh).
+// See TakeTurns, ShareTiles (shape.cuh), WidthCut (cut.cuh), PieceFeed (piece_feed.cuh).
 struct Config {
   bool takes_turns;
   // Of mm alone.
@@ -84,7 +84,7 @@ inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G) {
 inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accumulate) {
   Config config = {};
   const bool is_fine = T <= 1024 * G;
-  config.takes_turns = T > (accumulate ? 1024 : 256) * G;
+  config.takes_turns = accumulate ? T > 1024 * G : T >= 256 * G;
   // Writing an element takes as long as 256 products.
   config.on_demand = is_large(std::max(T, 256 * G), K, N);
   config.from_both_ends = config.on_demand && is_fine;

@@ -219,15 +219,19 @@ Status mm_in(const MmProblem& p, const Config& config, const Launch& launch) {
     }
   }
   const bool is_wide = p.out_dtype == DType::kF32;
+  using Wide = MmEnding<T, Shape, MmResult::kWide>;
+  using Narrow = MmEnding<T, Shape, MmResult::kPlain>;
   maps.add(&params.out, p.out, {p.N, p.T},
-           {is_wide ? 32 : 64, is_wide ? Shape::kPieceLines / 2 : Shape::kPieceLines}, p.out_dtype);
+           {is_wide ? Wide::kLineFeatures : Narrow::kLineFeatures,
+            is_wide ? Wide::kPieceRows : Narrow::kPieceRows},
+           p.out_dtype);
   if (!maps.status().ok()) return maps.status();
   const int64_t tiles =
       saturating_product(ceil_div(p.T, Shape::kMaxWidth) + p.G, ceil_div(p.N, kTileRows) + 1);
   if (config.on_demand) {
     params.order.counters = static_cast<PieceCounters*>(launch.workspace);
     const Status prepared =
-        prepare_counters(num_clusters(tiles, 2, launch.device), launch, params.order.counters);
+        prepare_counters(num_clusters(tiles, kClusterBlocks, launch.device), launch, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
   return p.weight_is_gkn ? launch_mm<T, Shape, Major::kOuter>(params, tiles, launch)

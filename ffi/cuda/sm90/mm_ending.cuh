@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From accumulators to rows of a grouped_mm's result. The accumulators hold the tile with features down and
-// rows of the result across, so they are turned on their way through shared memory, one piece of rows and 64
-// features at a time.
+// rows of the result across, so they are turned on their way through shared memory, one piece of rows at a
+// time.
 #pragma once
 
 #include "portable/mm.cuh"
@@ -23,9 +23,17 @@ class MmEnding {
   static constexpr bool kWide = kResult == MmResult::kWide;
   static constexpr bool kPlain = kResult == MmResult::kPlain;
   static constexpr int kLines = kWide ? 2 : 1;  // of 128 bytes, for 64 features
+
+ public:
+  // Of a piece, in each copy that it leaves by: one for each half of the tile and each line.
+  static constexpr int kPieceRows = Shape::kPieceLines / Shape::kPieceHalves / kLines;
   static constexpr int kLineFeatures = 64 / kLines;
-  static constexpr int kPieceRows = Shape::kPieceLines / kLines;
+
+ private:
+  static constexpr int kCopyBytes = kPieceRows * kLineBytes;
   static constexpr int kBlocks = kPieceRows / 8;  // of accumulators
+  static constexpr int kPieces = Shape::kMaxWidth / kPieceRows;
+  static_assert(Shape::kPieceHalves == Shape::kHalves, "a piece has all of the multiplier's features");
 
  public:
   __device__ __forceinline__ MmEnding(const MmParams<T>& mm, const CUtensorMap& out, const Tile& tile,
@@ -35,13 +43,16 @@ class MmEnding {
   __device__ __forceinline__ void run(const Accumulators<Shape>& acc) {
     fetch_bias();
 #pragma unroll
-    for (int piece = 0; piece < Shape::kMaxWidth / kPieceRows; ++piece) {
-      const int first = piece * kPieceRows;
-      if (first >= tile_.num_tokens) break;
+    for (int piece = 0; piece < kPieces; ++piece) {
+      if (piece * kPieceRows >= tile_.num_tokens) break;
+      const uint32_t buffer = staging_.next();
 #pragma unroll
       for (int half = 0; half < Shape::kHalves; ++half) {
-        if (first_feature(half) < mm_.N) write(acc, piece, half);
+        if (exists(half)) write(acc, piece, half, copy_at(buffer, half, 0));
       }
+      staging_.written(piece, kPieces);
+      send(piece, buffer);
+      staging_.sent();
     }
   }
 
@@ -85,10 +96,17 @@ class MmEnding {
             mm_finish(acc[half][at + 1], has_bias(), bias, has_scale(), scale.y)};
   }
 
-  __device__ __forceinline__ void write(const Accumulators<Shape>& acc, int piece, int half) {
+  __device__ __forceinline__ bool exists(int half) const { return first_feature(half) < mm_.N; }
+  // Where a copy of the piece in `buffer` lies.
+  __device__ __forceinline__ static uint32_t copy_at(uint32_t buffer, int half, int line) {
+    return buffer + (half * kLines + line) * kCopyBytes;
+  }
+
+  // The half's copies of the piece, from `to` on.
+  __device__ __forceinline__ void write(const Accumulators<Shape>& acc, int piece, int half,
+                                        uint32_t to) const {
     const int thread = threadIdx.x % 128;
     const int lane = thread % 32;
-    const uint32_t buffer = staging_.next();
     if constexpr (kWide) {
 #pragma unroll
       for (int j = 0; j < kBlocks; ++j) {
@@ -97,7 +115,7 @@ class MmEnding {
         for (int upper = 0; upper < 2; ++upper) {
           const float2 v = value(acc, piece, half, j, upper, by);
           const int at = feature() + upper * 8;
-          const uint32_t lines = buffer + at / kLineFeatures * (kPieceRows * kLineBytes);
+          const uint32_t lines = to + at / kLineFeatures * kCopyBytes;
           const int unit = at % kLineFeatures / 4;
           store_shared_4(lines + line_offset(j * 8 + row(), unit) + at % 4 * 4, v.x);
           store_shared_4(lines + line_offset(j * 8 + row() + 1, unit) + at % 4 * 4, v.y);
@@ -112,37 +130,42 @@ class MmEnding {
         for (int i = 0; i < 4; ++i) m[i] = packed<T>(value(acc, piece, half, j + i / 2, i % 2, by[i / 2]));
         const int line = (j + lane / 16) * 8 + lane % 8;
         const int unit = thread / 32 * 2 + lane / 8 % 2;
-        stmatrix_x4_transposed(buffer + line_offset(line, unit), m[0], m[1], m[2], m[3]);
+        stmatrix_x4_transposed(to + line_offset(line, unit), m[0], m[1], m[2], m[3]);
       }
     }
-    staging_.written();
+  }
+
+  __device__ __forceinline__ void send(int piece, uint32_t buffer) const {
     const int first = piece * kPieceRows;
-    if (tile_.num_tokens - first >= kPieceRows) {
-      if (thread == 0) {
-        for (int line = 0; line < kLines; ++line)
-          store_box(out_, buffer + line * kPieceRows * kLineBytes, first_feature(half) + line * kLineFeatures,
-                    tile_.first_token + first);
+    const int num_rows = tile_.num_tokens - first;
+#pragma unroll
+    for (int half = 0; half < Shape::kHalves; ++half) {
+      if (!exists(half)) continue;
+#pragma unroll
+      for (int line = 0; line < kLines; ++line) {
+        const int feature = first_feature(half) + line * kLineFeatures;
+        if (num_rows < kPieceRows) {
+          store_rows(copy_at(buffer, half, line), feature, first, num_rows);
+        } else if (threadIdx.x % 128 == 0) {
+          store_box(out_, copy_at(buffer, half, line), feature, tile_.first_token + first);
+        }
       }
-    } else {
-      write_rows(buffer, first, half, tile_.num_tokens - first);
     }
-    staging_.sent();
   }
 
   // The last piece of a group row by row, because below it lies the next group.
-  __device__ __forceinline__ void write_rows(uint32_t buffer, int first, int half, int num_rows) const {
-    constexpr int kUnits = Shared<Shape>::kPieceBytes / 16 / 128;  // of 16 bytes, a thread
-    constexpr int kElements = kLineFeatures / 8;                   // in a unit
+  __device__ __forceinline__ void store_rows(uint32_t from, int first_feature, int first_row,
+                                             int num_rows) const {
+    constexpr int kElements = kLineFeatures / 8;  // in a unit of 16 bytes
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      const int at = threadIdx.x % 128 + i * 128;
-      const int unit = at % 8;
-      const int line = at / 8;  // of all lines of the piece
-      const int64_t column = first_feature(half) + line / kPieceRows * kLineFeatures + unit * kElements;
-      if (line % kPieceRows >= num_rows || column >= mm_.N) continue;
-      const int64_t row = int64_t{tile_.first_token} + first + line % kPieceRows;
+    for (int i = 0; i < kCopyBytes / 16 / 128; ++i) {
+      const int unit = threadIdx.x % 8;
+      const int line = threadIdx.x % 128 / 8 + i * 16;
+      const int64_t column = first_feature + unit * kElements;
+      if (line >= num_rows || column >= mm_.N) continue;
+      const int64_t row = int64_t{tile_.first_token} + first_row + line;
       static_cast<uint4*>(mm_.out.data)[(row * mm_.N + column) / kElements] =
-          load_shared_16(buffer + line_offset(line, unit));
+          load_shared_16(from + line_offset(line, unit));
     }
   }
 

@@ -3,35 +3,12 @@
 // a result.
 #pragma once
 
+#include "sm90/cut.cuh"
 #include "sm90/group_walk.cuh"
 #include "sm90/piece_feed.cuh"
 #include "sm90/ring.cuh"
 
 namespace grouped::cuda::sm90 {
-
-template <int kMaxWidth>
-struct RowCut {
-  int32_t tiles, width, last_width;
-
-  // Even cuts: equal tiles, the last as wide as its rows need. Else, from two tiles on, all of kMaxWidth.
-  __device__ __forceinline__ RowCut(int32_t num_rows, bool is_even) {
-    tiles = (num_rows + kMaxWidth - 1) / kMaxWidth;
-    if (!is_even && tiles > 1) {
-      width = last_width = kMaxWidth;
-    } else {
-      width = rounded(tiles == 0 ? 0 : (num_rows + tiles - 1) / tiles);
-      last_width = rounded(num_rows - (tiles - 1) * width);
-    }
-  }
-  __device__ __forceinline__ int32_t width_of(int32_t tile) const {
-    return tile >= tiles ? 0 : tile == tiles - 1 ? last_width : width;
-  }
-
- private:
-  __device__ __forceinline__ static int32_t rounded(int32_t rows) {
-    return (rows + kWidthStep - 1) / kWidthStep * kWidthStep;
-  }
-};
 
 // How groups become work; see Config (heuristic.h).
 struct MmOrder {
@@ -43,7 +20,7 @@ struct MmOrder {
 // feature tiles is odd, two row tiles of the last one, which share the weight.
 template <typename Shape>
 struct MmPieces {
-  using Cut = RowCut<Shape::kMaxWidth>;
+  using Cut = WidthCut<Shape::kMaxWidth, kWidthStep>;
   static constexpr int kMostCostly = Shape::kMaxWidth / kWidthStep;
   int64_t feature_tiles;
   MmOrder order;
@@ -74,7 +51,7 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
     GroupPlace place;
     for (int64_t piece = feed.next(round); walk.find(piece, &place); piece = feed.next(round)) {
       const int64_t in_group = piece - place.first_piece;
-      const RowCut<Shape::kMaxWidth> cut(place.num_rows, order.cuts_evenly);
+      const typename MmPieces<Shape>::Cut cut(place.num_rows, order.cuts_evenly);
       int32_t row;  // row tile: may be one past the last
       int64_t feature;
       int32_t flags;
@@ -97,8 +74,9 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
       tile.column = 0;
       tile.width = cut.width_of(row);
       tile.group = static_cast<int32_t>(place.group);
-      tile.first_token = place.first_row + row * cut.width;
-      tile.num_tokens = min(tile.width, place.num_rows - row * cut.width);
+      const int32_t first_row = cut.first_of(row);
+      tile.first_token = place.first_row + first_row;
+      tile.num_tokens = min(tile.width, place.num_rows - first_row);
       tile.num_blocks = num_blocks;
       tile.flags = flags | (tile.width == 0 ? Tile::kIsIdle : 0);
       queue.tell(tile);

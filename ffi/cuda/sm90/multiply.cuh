@@ -61,9 +61,14 @@ __device__ __forceinline__ void multiply(const Tile& tile, int index, Shared<typ
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) pin<kWidth / 2>(acc[half]);
   };
-  int last = 0;  // the stage that wgmmas under way may still read
+  // Behind the first wgmmas of a block those of the block before are done: its stage is free then, and not
+  // only at the end of this block, since a warp waits with issuing a wgmma until the one before is nearly
+  // done. The first wgmmas must last for the release and for a look at the next stage.
+  constexpr int kFirstSteps = kWidth * kHalves >= 256 ? 1 : 2;
+  int last = 0;            // the stage of the block before
+  bool is_filled = false;  // the next stage, as far as is known
   for (int block = 0; block < tile.num_blocks; ++block) {
-    const int stage = ring.next();
+    const int stage = ring.next(is_filled);
     const bool is_last = block == tile.num_blocks - 1;
     if (kHalves == 2 && is_last) ring.end_turn();
     if constexpr (Work::kCutsReduction) {
@@ -81,11 +86,15 @@ __device__ __forceinline__ void multiply(const Tile& tile, int index, Shared<typ
         Instruction::run(acc[half], left + half * kHalf + step * kLeftStep, right + step * kRightStep,
                          block + step != 0);
       }
+      if (step + 1 == kFirstSteps) {
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (block != 0) ring.release(last);
+        is_filled = ring.peek();
+      }
     }
     wgmma_commit();
     pin_all();
-    wgmma_wait<1>();
-    if (block != 0) ring.release(last);
     last = stage;
   }
   wgmma_wait<0>();

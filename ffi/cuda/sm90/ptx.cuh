@@ -12,16 +12,11 @@
 
 namespace grouped::cuda::sm90 {
 
-// A cluster of one or two blocks; `rank` is this block's place in it.
+// This block's place in its cluster.
 __device__ __forceinline__ uint32_t cluster_rank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
   return rank;
-}
-__device__ __forceinline__ uint32_t cluster_size() {
-  uint32_t size;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;\n" : "=r"(size));
-  return size;
 }
 __device__ __forceinline__ void cluster_sync() {
   asm volatile(
@@ -41,8 +36,8 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
 // Arrives at the same barrier of block `rank` of the cluster. Ordered for this block only: what the barriers
-// between blocks guard is read by wgmma before and written by the copy engine after, and a release to the
-// whole cluster would stall the warp on a fence.
+// between blocks guard is read before by wgmma, or by loads whose values have been used, and written after by
+// the copy engine; a release to the whole cluster would stall the warp on a fence.
 __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
   asm volatile(
       "{\n"
@@ -99,6 +94,19 @@ __device__ __forceinline__ bool barrier_passed(uint32_t barrier, uint32_t parity
       : "memory");
   return passed != 0;
 }
+// The same without waiting for a moment.
+__device__ __forceinline__ bool barrier_has_passed(uint32_t barrier, uint32_t parity) {
+  uint32_t passed;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(passed)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return passed != 0;
+}
 // Waits for the end of the phase of this parity. GROUPED_WATCHDOG (debugging builds): traps instead of
 // hanging.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
@@ -135,6 +143,11 @@ __device__ __forceinline__ bool elect_lane() {
 template <int kThreads>
 __device__ __forceinline__ void named_barrier(int id) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(id), "n"(kThreads) : "memory");
+}
+// Counts as having met, without waiting for the others.
+template <int kThreads>
+__device__ __forceinline__ void named_barrier_arrive(int id) {
+  asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "n"(kThreads) : "memory");
 }
 
 // Ordinary writes to shared memory before this are seen by the tensor cores and the copy engine after it.

@@ -11,7 +11,7 @@ namespace grouped::cuda::sm90 {
 template <typename Shape>
 class TileQueue {
  public:
-  static constexpr uint32_t kListeners = 2 + kMultipliers * 128;  // threads
+  static constexpr uint32_t kListeners = 2 + kMultipliers * 4;  // warps
 
   __device__ __forceinline__ TileQueue(Shared<Shape> shared, unsigned char* memory)
       : shared_(shared), tiles_(reinterpret_cast<int4*>(memory + Shared<Shape>::kTileQueue)) {}
@@ -19,6 +19,7 @@ class TileQueue {
   // By all lanes of the scheduling warp.
   __device__ __forceinline__ void tell(const Tile& tile) {
     barrier_wait(shared_.heard(cursor_.at), cursor_.parity ^ 1);
+    __syncwarp();  // a lane left behind could miss the phase: one lane tells for all
     if (threadIdx.x % 32 == 0) {
       tiles_[cursor_.at * 2] = make_int4(tile.row, tile.column, tile.width, tile.group);
       tiles_[cursor_.at * 2 + 1] = make_int4(tile.first_token, tile.num_tokens, tile.num_blocks, tile.flags);
@@ -33,9 +34,22 @@ class TileQueue {
     const int4 b = tiles_[cursor_.at * 2 + 1];
     return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
   }
-  // By each thread that listens, once it has read the tile it heard. Not by one for its warp: the order of
-  // the others' reads would hang on a meeting of the warp, which racecheck does not always see.
+  // By one lane of each warp that listens, once it has read the tile it heard.
   __device__ __forceinline__ void forget() const { barrier_arrive(shared_.heard(cursor_.at)); }
+  // Both by a whole warp. One lane reads for all, so that no read is ordered by a meeting of the warp alone.
+  __device__ __forceinline__ Tile hear_together() {
+    int words[8];
+    if (threadIdx.x % 32 == 0) {
+      const Tile tile = hear();
+      forget();
+      memcpy(words, &tile, sizeof(tile));
+    }
+    Tile tile;
+#pragma unroll
+    for (int& word : words) word = __shfl_sync(0xffffffffu, word, 0);
+    memcpy(&tile, words, sizeof(tile));
+    return tile;
+  }
   __device__ __forceinline__ void advance() { cursor_.advance(); }
 
  private:
@@ -89,11 +103,12 @@ class RingReader {
   // Warps that must have read a stage before it is filled again, in each block.
   static constexpr uint32_t kReaders = kMultipliers * 4 / Shape::kHalves;
 
-  __device__ __forceinline__ RingReader(Shared<Shape> shared, int index, uint32_t blocks_in_cluster)
-      : shared_(shared), index_(index), turn_(index == 0 ? 1 : 0), blocks_in_cluster_(blocks_in_cluster) {}
+  __device__ __forceinline__ RingReader(Shared<Shape> shared, int index)
+      : shared_(shared), index_(index), turn_(index == 0 ? 1 : 0) {}
 
   __device__ __forceinline__ void begin_turn() {
     barrier_wait(shared_.may_go(index_), turn_);
+    __syncwarp();  // one lane ends the turn for all
     turn_ ^= 1;
   }
   // By each warp, because one that lags behind must not miss a phase of the barrier it waits for: the other's
@@ -105,22 +120,25 @@ class RingReader {
     return stage + 1 == Shape::kStages ? 0 : stage + 1;
   }
 
-  // Waits for the next stage; its number.
-  __device__ __forceinline__ int next() {
-    const int stage = cursor_.at;
-    barrier_wait(shared_.filled(stage), cursor_.parity);
+  // Whether the next stage is filled already.
+  __device__ __forceinline__ bool peek() const {
+    return barrier_has_passed(shared_.filled(cursor_.at), cursor_.parity);
+  }
+  // Waits for the next stage, if the last peek() did not see it filled; its number, by a shuffle: all lanes
+  // have the same, but only so the compiler knows it, keeps operands' descriptors in uniform registers and
+  // steps them there.
+  __device__ __forceinline__ int next(bool is_filled = false) {
+    const int stage = __shfl_sync(0xffffffffu, cursor_.at, 0);
+    if (!is_filled) barrier_wait(shared_.filled(stage), cursor_.parity);
     cursor_.advance();
     return stage;
   }
-  // Tells all blocks that this warp has read the stage: its own as a local barrier, so that tools which watch
-  // shared memory see what orders this block's reads and the next use of the stage.
+  // Tells both blocks that this warp has read the stage: its own as a local barrier, so that tools which
+  // watch shared memory see what orders this block's reads and the next use of the stage.
   __device__ __forceinline__ void release(int stage) const {
-    const uint32_t lane = threadIdx.x % 32;
-    if (lane == 0) {
-      barrier_arrive(shared_.emptied(stage));
-    } else if (lane < blocks_in_cluster_) {
-      barrier_arrive_at(shared_.emptied(stage), cluster_rank() ^ lane);
-    }
+    if (threadIdx.x % 32 != 0) return;
+    barrier_arrive(shared_.emptied(stage));
+    barrier_arrive_at(shared_.emptied(stage), cluster_rank() ^ 1);
   }
   // Past stages that are the other multiplier's.
   __device__ __forceinline__ void skip(int stages) { cursor_.skip(stages); }
@@ -129,7 +147,6 @@ class RingReader {
   Shared<Shape> shared_;
   int index_;
   uint32_t turn_;
-  uint32_t blocks_in_cluster_;
   Cursor<Shape::kStages> cursor_;
 };
 
@@ -140,10 +157,36 @@ class Staging {
   // With three or more, the thread that sends the pieces makes sure that the next one is free before all meet
   // over the one that they wrote. With two that would wait for the copy just begun, so they meet once more.
   static constexpr bool kMeetsOnce = Shape::kPieces > 2;
+  static_assert(kMeetsOnce || !Shape::kSharesBuffers, "all of a turn's buffers are free when it begins");
 
  public:
   __device__ __forceinline__ Staging(Shared<Shape> shared, int index)
-      : shared_(shared), buffers_(shared.staging(index)), index_(index) {}
+      : shared_(shared), buffers_(shared.staging(index)), index_(index) {
+    if (Shape::kSharesBuffers && index == 1) named_barrier_arrive<256>(turn_of(0));
+  }
+
+  // Where the multipliers share the buffers each has them for all pieces of a tile, by turns. begin_turn()
+  // waits until the other's pieces have left them.
+  __device__ __forceinline__ void begin_turn() {
+    if constexpr (Shape::kSharesBuffers) {
+      named_barrier<256>(turn_of(index_));
+      has_turn_ = true;
+      slot_ = 0;
+    }
+  }
+  // If a turn has begun. Well after the last piece was sent, since this waits until the copy engine has read
+  // it.
+  __device__ __forceinline__ void end_turn() {
+    if (!Shape::kSharesBuffers || !has_turn_) return;
+    has_turn_ = false;
+    if (threadIdx.x % 128 == 0) store_wait_read<0>();
+    __syncwarp();
+    named_barrier_arrive<256>(turn_of(1 - index_));
+  }
+  // By the multiplier whose turn would be next, when the other has ended its last: nothing stays half met.
+  __device__ __forceinline__ void skip_last_turn() const {
+    if constexpr (Shape::kSharesBuffers) named_barrier<256>(turn_of(index_));
+  }
 
   // Where to write the next piece.
   __device__ __forceinline__ uint32_t next() const {
@@ -153,10 +196,12 @@ class Staging {
     }
     return buffer(slot_);
   }
-  // All threads have written it, and the copy engine may read it.
-  __device__ __forceinline__ void written() const {
+  // All threads have written it, and the copy engine may read it. `piece`: its number in the tile, `pieces`:
+  // those of the tile.
+  __device__ __forceinline__ void written(int piece, int pieces) const {
     async_proxy_fence();
-    if (kMeetsOnce && threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 2>();
+    const bool needs_next = !Shape::kSharesBuffers || (piece + 1 >= Shape::kPieces && piece + 1 < pieces);
+    if (kMeetsOnce && needs_next && threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 2>();
     named_barrier<128>(1 + index_);
   }
   // Its copies, if any, are under way.
@@ -190,6 +235,8 @@ class Staging {
   __device__ __forceinline__ void wait_for_older() const { store_wait_read<1>(); }
 
  private:
+  // A named barrier; 1 and 2 are those at which each multiplier meets.
+  __device__ __forceinline__ static int turn_of(int index) { return 1 + kMultipliers + index; }
   __device__ __forceinline__ uint32_t buffer(int slot) const {
     return buffers_ + slot * Shared<Shape>::kPieceBytes;
   }
@@ -203,6 +250,7 @@ class Staging {
   Shared<Shape> shared_;
   uint32_t buffers_;
   int index_;
+  bool has_turn_ = false;
   int slot_ = 0;
   uint32_t parity_ = 0;  // of the barriers of fetched pieces
 };

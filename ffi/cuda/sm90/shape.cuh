@@ -14,6 +14,7 @@ inline constexpr int kWidthStep = 32;
 inline constexpr int kReduceTile = 64;
 inline constexpr int kThreads = 384;
 inline constexpr int kMultipliers = 2;  // warpgroups
+inline constexpr int kClusterBlocks = 2;
 inline constexpr int kProducerRegisters = 40;
 inline constexpr int kMultiplierRegisters = 232;
 static_assert(kProducerRegisters + kMultipliers * kMultiplierRegisters <= 65536 / kThreads / 8 * 8 * 3,
@@ -21,8 +22,9 @@ static_assert(kProducerRegisters + kMultipliers * kMultiplierRegisters <= 65536 
 
 // One tile of the result, as the scheduler tells it to the others.
 struct Tile {
-  int32_t row, column;  // where it begins
-  int32_t width;        // columns to multiply: a multiple of kWidthStep
+  // Where it begins. Of mm: the first feature, and 0; of wgrad: row and column of the result.
+  int32_t row, column;
+  int32_t width;  // columns to multiply: a multiple of kWidthStep
   int32_t group;
   int32_t first_token, num_tokens;  // rows of the inputs: those of the tile, or those reduced over
   int32_t num_blocks;               // of kReduceTile
@@ -47,12 +49,21 @@ struct TakeTurns {
   static constexpr int kMaxWidth = 192;
   static constexpr int kHalves = 2;  // wgmmas of 64 rows, for each multiplier
   static constexpr int kStages = 5;
-  // A result leaves in pieces of so many lines of 128 bytes, so many of each multiplier at once.
-  static constexpr int kPieceLines = 32;
+  // A result leaves in pieces of so many lines of 128 bytes, which hold so many of the tile's halves; through
+  // so many buffers.
+  static constexpr int kPieceLines = 64;
+  static constexpr int kPieceHalves = 2;
   static constexpr int kPieces = 3;
-  // What a result held, if that is added to, arrives in the buffers of its pieces: in the ring it would keep
-  // the other multiplier from its operands.
+  // Whose turn it is to write has all buffers; else each multiplier has its own.
+  static constexpr bool kSharesBuffers = true;
   static constexpr bool kOldThroughRing = false;
+};
+// The same where results are added to what was there. That arrives in the buffers of the pieces, well before,
+// because in the ring it would keep the other multiplier from its operands; so each has its own buffers.
+struct TakeTurnsAdding : TakeTurns {
+  static constexpr int kPieceLines = 32;
+  static constexpr int kPieceHalves = 1;
+  static constexpr bool kSharesBuffers = false;
 };
 // They share every tile, 64 rows each. It can be wider, so operands are fetched less often for as many
 // products, but no product is made while the results leave.
@@ -61,7 +72,9 @@ struct ShareTiles {
   static constexpr int kHalves = 1;
   static constexpr int kStages = 4;
   static constexpr int kPieceLines = 64;
+  static constexpr int kPieceHalves = 1;
   static constexpr int kPieces = 2;
+  static constexpr bool kSharesBuffers = false;
   // It arrives in the ring, which has room for more of it on its way than two buffers.
   static constexpr bool kOldThroughRing = true;
 };
@@ -96,8 +109,9 @@ struct Shared {
   static constexpr int kStages = Shape::kStages;
   static constexpr uint32_t kPieceBytes = Shape::kPieceLines * kLineBytes;
   static constexpr int kTiles = 3;  // in the queue
+  static constexpr int kStagings = Shape::kSharesBuffers ? 1 : kMultipliers;
   static constexpr uint32_t kStaging = kStages * kStageBytes;
-  static constexpr uint32_t kTileQueue = kStaging + kMultipliers * Shape::kPieces * kPieceBytes;
+  static constexpr uint32_t kTileQueue = kStaging + kStagings * Shape::kPieces * kPieceBytes;
   static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
   static constexpr int kFeedSlots =
       2;  // for pieces on their way from the first block's scheduler to the other's
@@ -116,7 +130,7 @@ struct Shared {
   __device__ __forceinline__ uint32_t left(int stage) const { return base + stage * kStageBytes; }
   __device__ __forceinline__ uint32_t right(int stage) const { return left(stage) + kLeftBytes; }
   __device__ __forceinline__ uint32_t staging(int multiplier) const {
-    return base + kStaging + multiplier * Shape::kPieces * kPieceBytes;
+    return base + kStaging + multiplier % kStagings * Shape::kPieces * kPieceBytes;
   }
   // The multiplier's buffer holds what the result held.
   __device__ __forceinline__ uint32_t fetched(int multiplier, int piece) const {

@@ -34,7 +34,7 @@ CUtensorMapDataType type_of(DType dtype) {
 }  // namespace
 
 void TensorMaps::fail(const std::string& what) {
-  Status failure(GROUPED_INTERNAL, "grouped_mm: " + what);
+  Status failure(GROUPED_INTERNAL, "describing an array to the copy engine failed: " + what);
   std::swap(status_, failure);
 }
 
@@ -86,7 +86,7 @@ void TensorMaps::encode(CUtensorMap* map, const void* data, std::initializer_lis
     result = try_encode();
   }
   if (result != CUDA_SUCCESS) {
-    fail("cuTensorMapEncodeTiled failed with CUresult " + std::to_string(static_cast<int>(result)) + ".");
+    fail("cuTensorMapEncodeTiled returned CUresult " + std::to_string(static_cast<int>(result)) + ".");
   }
 }
 

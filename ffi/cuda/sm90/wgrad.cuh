@@ -197,38 +197,33 @@ inline void add_panel_maps(TensorMaps& maps, PanelMaps* panels, const void* data
     maps.add_panels(&panels->two, data, {64, T, columns / 64}, {columns, 64}, {64, kReduceTile, 2});
 }
 
-template <typename T, typename Shape>
+template <typename T, bool kAdds, typename Shape>
 Status launch_wgrad(const WgradTensors<T>& params, int64_t tiles, const Launch& launch) {
-  const auto launch_as = [&](auto is_wide, auto adds) {
-    using Work = WgradWork<T, Shape, decltype(is_wide)::value, decltype(adds)::value>;
+  const auto launch_as = [&](auto is_wide) {
+    using Work = WgradWork<T, Shape, decltype(is_wide)::value, kAdds>;
     return launch_block<Work>(wgrad_kernel<Work>, tiles, params, launch);
   };
-  if (params.wgrad.accumulate) {
-    return params.wgrad.out.is_wide ? launch_as(std::true_type(), std::true_type())
-                                    : launch_as(std::false_type(), std::true_type());
-  }
-  return params.wgrad.out.is_wide ? launch_as(std::true_type(), std::false_type())
-                                  : launch_as(std::false_type(), std::false_type());
+  return params.wgrad.out.is_wide ? launch_as(std::true_type()) : launch_as(std::false_type());
 }
 
-template <typename T, typename Shape>
+template <typename T, bool kAdds, typename Shape>
 Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launch) {
   RowMap map;
   const Status mapped = make_ordered_row_map(p.sizes, kTileRows, launch, &map);
   if (!mapped.ok()) return mapped;
   WgradTensors<T> params;
   params.wgrad = wgrad_params<T>(p, map);
-  params.wgrad.pairs = true;
   const int64_t rows = params.wgrad.rows;
   const int64_t columns = params.wgrad.columns;
   const bool is_wide = p.out_dtype == DType::kF32;
   const int panel_columns = is_wide ? 32 : 64;
-  constexpr int kPieceLineBytes = static_cast<int>(Shared<Shape>::kPieceBytes) / 64;
+  constexpr int kPieceRows = 64 * Shape::kPieceHalves;
+  constexpr int kPieceLineBytes = static_cast<int>(Shared<Shape>::kPieceBytes) / kPieceRows;
   TensorMaps maps(p.in, true);
   add_panel_maps(maps, &params.left, params.wgrad.left, rows, p.T);
   add_panel_maps(maps, &params.right, params.wgrad.right, columns, p.T);
   if (p.accumulate) maps.add(&params.old, p.out, {columns, rows, p.G}, {panel_columns, 64, 1}, p.out_dtype);
-  maps.add(&params.out, p.out, {columns, rows, p.G}, {panel_columns * kPieceLineBytes / 128, 64, 1},
+  maps.add(&params.out, p.out, {columns, rows, p.G}, {panel_columns * kPieceLineBytes / 128, kPieceRows, 1},
            p.out_dtype, kPieceLineBytes);
   if (!maps.status().ok()) return maps.status();
 
@@ -239,16 +234,20 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   if (config.on_demand) {
     params.order.counters = counters_behind_map(launch, p.G);
     const Status prepared =
-        prepare_counters(num_clusters(tiles, 2, launch.device), launch, params.order.counters);
+        prepare_counters(num_clusters(tiles, kClusterBlocks, launch.device), launch, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
-  return launch_wgrad<T, Shape>(params, tiles, launch);
+  return launch_wgrad<T, kAdds, Shape>(params, tiles, launch);
 }
 
 template <typename T>
 Status wgrad(const WgradProblem& p, const Config& config, const Launch& launch) {
-  return config.takes_turns ? wgrad_in<T, TakeTurns>(p, config, launch)
-                            : wgrad_in<T, ShareTiles>(p, config, launch);
+  if (p.accumulate) {
+    return config.takes_turns ? wgrad_in<T, true, TakeTurnsAdding>(p, config, launch)
+                              : wgrad_in<T, true, ShareTiles>(p, config, launch);
+  }
+  return config.takes_turns ? wgrad_in<T, false, TakeTurns>(p, config, launch)
+                            : wgrad_in<T, false, ShareTiles>(p, config, launch);
 }
 
 }  // namespace grouped::cuda::sm90

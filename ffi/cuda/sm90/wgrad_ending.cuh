@@ -11,7 +11,7 @@
 
 namespace grouped::cuda::sm90 {
 
-// Panels of both halves of the tile in one stage, side by side.
+// How many panels of each half of the tile one stage holds; those of the two halves alternate.
 template <typename Shape>
 inline constexpr int kOldPanels = Shared<Shape>::kStageBytes / (2 * kPanelBytes);
 
@@ -48,10 +48,12 @@ template <typename T, typename Shape, bool kWide, bool kAdds>
 class WgradEnding {
   static constexpr bool kAddsInPlace = kAdds && !Shape::kOldThroughRing;
   static constexpr int kElementBytes = kWide ? 4 : 2;
-  static constexpr int kLineBytesOut = Shared<Shape>::kPieceBytes / 64;
+  static constexpr int kHalfBytes = Shared<Shape>::kPieceBytes / Shape::kPieceHalves;  // of a piece
+  static constexpr int kLineBytesOut = kHalfBytes / 64;
   static constexpr int kColumns = kLineBytesOut / kElementBytes;  // of a piece
   static constexpr int kBlocks = kColumns / 8;                    // of accumulators
   static constexpr int kPiecesInPanel = kLineBytes / kLineBytesOut;
+  static constexpr int kColumnPieces = Shape::kMaxWidth / kColumns;
   static constexpr int kUnits = kLineBytesOut / 16;  // of 16 bytes, in a line of a piece
   static_assert(kLineBytesOut == 64 || kLineBytesOut == 128, "the copy engine swizzles these");
 
@@ -68,13 +70,13 @@ class WgradEnding {
         stage_(old_stage) {}
 
   __device__ __forceinline__ void run(const Accumulators<Shape>& acc) {
-    constexpr int kPieces = Shape::kMaxWidth / kColumns;
     constexpr int kPiecesInStage = kOldPanels<Shape> * kPiecesInPanel;
 #pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece) {
+    for (int piece = 0; piece < kColumnPieces; ++piece) {
       if (piece * kColumns >= tile_.width) break;
 #pragma unroll
-      for (int half = 0; half < Shape::kHalves; ++half) write(acc, piece, half, piece % kPiecesInStage);
+      for (int half = 0; half < Shape::kHalves; half += Shape::kPieceHalves)
+        write(acc, piece, half, piece % kPiecesInStage);
       if constexpr (kAdds && !kAddsInPlace) {
         if (piece % kPiecesInStage == kPiecesInStage - 1 || (piece + 1) * kColumns >= tile_.width) {
           release();
@@ -90,15 +92,17 @@ class WgradEnding {
   // in a branch would make them spill.
   __device__ __forceinline__ void run_empty() {
 #pragma unroll 1
-    for (int column = 0; column < tile_.width; column += kColumns) {
+    for (int piece = 0; piece * kColumns < tile_.width; ++piece) {
 #pragma unroll 1
-      for (int half = 0; half < Shape::kHalves; ++half) {
+      for (int half = 0; half < Shape::kHalves; half += Shape::kPieceHalves) {
         const uint32_t buffer = staging_.next();
         for (uint32_t at = threadIdx.x % 128 * 16; at < Shared<Shape>::kPieceBytes; at += 128 * 16)
           zero_shared_16(buffer + at);
-        staging_.written();
-        if (threadIdx.x % 128 == 0)
-          store_box(p_.out, buffer, tile_.column + column, tile_.row + tile_half(half) * 64, tile_.group);
+        staging_.written(piece, kColumnPieces);
+        if (threadIdx.x % 128 == 0) {
+          store_box(p_.out, buffer, tile_.column + piece * kColumns, tile_.row + tile_half(half) * 64,
+                    tile_.group);
+        }
         staging_.sent();
       }
     }
@@ -216,11 +220,14 @@ class WgradEnding {
       add_in_place(acc, piece, half, buffer);
       staging_.added();
     } else {
-      const uint32_t old =
-          shared_.left(stage_) + (in_stage / kPiecesInPanel * 2 + tile_half(half)) * kPanelBytes;
       buffer = staging_.next();
-      write_over(acc, piece, half, old, buffer);
-      staging_.written();
+#pragma unroll
+      for (int i = 0; i < Shape::kPieceHalves; ++i) {
+        const uint32_t old =
+            shared_.left(stage_) + (in_stage / kPiecesInPanel * 2 + tile_half(half + i)) * kPanelBytes;
+        write_over(acc, piece, half + i, old, buffer + i * kHalfBytes);
+      }
+      staging_.written(piece, kColumnPieces);
     }
     const int column = tile_.column + piece * kColumns;
     const int row = tile_.row + tile_half(half) * 64;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "portable/schedule.cuh"
+#include "sm90/cut.cuh"
 #include "sm90/piece_feed.cuh"
 #include "sm90/ring.cuh"
 
@@ -21,12 +22,25 @@ __device__ __forceinline__ TileIndex banded(int64_t tile, int64_t rows, int64_t 
   return {band * band_rows + in_band - column * height, column};
 }
 
+// Columns in tiles, whose first columns are those of panels of 64; the last is no wider than it need be.
 template <typename Shape>
-__device__ __forceinline__ int32_t wgrad_width(int64_t out_columns, int64_t column) {
-  const int64_t rest = out_columns - column * Shape::kMaxWidth;
-  if (rest >= Shape::kMaxWidth) return Shape::kMaxWidth;
-  return (static_cast<int32_t>(rest) + kWidthStep - 1) / kWidthStep * kWidthStep;
-}
+class ColumnCut {
+ public:
+  __device__ __forceinline__ explicit ColumnCut(int64_t columns)
+      : columns_(static_cast<int32_t>(columns)), cut_(columns_, true) {}
+  __device__ __forceinline__ int32_t tiles() const { return cut_.tiles; }
+  __device__ __forceinline__ int32_t first_of(int64_t tile) const {
+    return cut_.first_of(static_cast<int32_t>(tile));
+  }
+  __device__ __forceinline__ int32_t width_of(int64_t tile) const {
+    const int32_t rest = columns_ - first_of(tile);
+    return min(cut_.width_of(static_cast<int32_t>(tile)), (rest + kWidthStep - 1) / kWidthStep * kWidthStep);
+  }
+
+ private:
+  int32_t columns_;
+  WidthCut<Shape::kMaxWidth, 64> cut_;
+};
 
 // Who takes which piece; see Config (heuristic.h).
 struct WgradOrder {
@@ -66,7 +80,7 @@ class WgradFeed {
 
 // The tiles of each group's whole result, two at once. A cluster stays in one group, so that both of its
 // blocks reduce over the same rows; past the end of an odd group the second block idles. Groups are counted
-// from the largest to the smallest. old_stages(width): of a tile.
+// in the map's order. old_stages(width): of a tile.
 template <typename Shape, typename OldStages>
 __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_rows, int64_t out_columns,
                                                bool skip_empty, const OldStages& old_stages,
@@ -74,7 +88,8 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
                                                TileQueue<Shape>& queue) {
   const int64_t rank = cluster_rank();
   const int64_t rows = (out_rows + kTileRows - 1) / kTileRows;
-  const int64_t columns = (out_columns + Shape::kMaxWidth - 1) / Shape::kMaxWidth;
+  const ColumnCut<Shape> cut(out_columns);
+  const int64_t columns = cut.tiles();
   const int64_t per_group = (rows * columns + 1) / 2;
   const int64_t pieces = map.G * per_group;
   WgradFeed<Shape> feed(order, pieces, shared);
@@ -89,11 +104,11 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
     const bool exists = rank == 0 || has_second;
     const TileIndex index = banded(exists ? first + rank : first, rows, columns, kWgradBandRows);
     const TileIndex other = banded(has_second ? first + 1 - rank : first, rows, columns, kWgradBandRows);
-    const int32_t width = wgrad_width<Shape>(out_columns, index.column);
-    const int32_t other_width = wgrad_width<Shape>(out_columns, other.column);
+    const int32_t width = cut.width_of(index.column);
+    const int32_t other_width = cut.width_of(other.column);
     Tile tile;
     tile.row = static_cast<int32_t>(index.row * kTileRows);
-    tile.column = static_cast<int32_t>(index.column * Shape::kMaxWidth);
+    tile.column = cut.first_of(index.column);
     tile.width = width;
     tile.group = static_cast<int32_t>(group);
     tile.first_token = static_cast<int32_t>(begin);

@@ -8,11 +8,12 @@
  *   tail: rows S..T
  *
  * Four promises that hold for every function here:
- *   tail         never read; never written under GROUPED_TAIL_KEEP, zeroed under GROUPED_TAIL_ZERO
+ *   tail         reaches no result; never written under GROUPED_TAIL_KEEP, zeroed under GROUPED_TAIL_ZERO
  *   empty groups legal anywhere; a weight gradient of one is zero (overwrite) or unchanged (accumulate)
  *   aliasing     results go straight into the caller's memory; no result may overlap an input
- *   determinism  bitwise repeatable, for any thread count; a row depends on that row and its group's weight
- * only Nothing here allocates device memory or waits for the device, except under GROUPED_CHECK=1.
+ *   determinism  bitwise repeatable, for any thread count; a row needs itself and its group's weight only
+ *
+ * Nothing here allocates device memory or waits for the device, except under GROUPED_CHECK=1.
  */
 #ifndef GROUPED_GROUPED_H_
 #define GROUPED_GROUPED_H_
@@ -70,7 +71,11 @@ enum {
   GROUPED_F8E5M2 = 17
 };
 
-enum { GROUPED_DEVICE_CPU = -1 }; /* any other device number is a CUDA ordinal */
+/* Devices; from 0 on CUDA ordinals. */
+enum {
+  GROUPED_DEVICE_CPU = -1,
+  GROUPED_DEVICE_META = -2 /* nowhere: a shape alone, in checks */
+};
 
 enum {
   GROUPED_TENSOR_REQUIRES_GRAD = 1u, /* refused for buffers */
@@ -114,7 +119,7 @@ enum {
   GROUPED_OP_COUNT = 8
 };
 
-/* Begins every argument structure. `workspace` holds grouped_workspace_size() bytes, 16-byte aligned. */
+/* Passed beside every argument structure. `workspace`: grouped_workspace_size() bytes, 16-byte aligned. */
 typedef struct grouped_launch {
   const grouped_executor* executor; /* CPU: NULL runs on the calling thread */
   void* workspace;

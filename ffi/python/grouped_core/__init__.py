@@ -22,6 +22,7 @@ from grouped_core._symbolic import check_symbolic
 from grouped_core._words import (
     ACTIVATIONS,
     CPU_DEVICE,
+    META_DEVICE,
     NO_DATA,
     REQUIRES_GRAD,
     Activation,
@@ -40,6 +41,7 @@ __version__ = version()
 __all__ = [
     "ACTIVATIONS",
     "CPU_DEVICE",
+    "META_DEVICE",
     "NO_DATA",
     "REQUIRES_GRAD",
     "Activation",

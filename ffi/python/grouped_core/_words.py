@@ -51,7 +51,9 @@ class Tail(IntEnum):
     ZERO = 1
 
 
-CPU_DEVICE = -1  # any other device number is a CUDA ordinal
+# From 0 on CUDA ordinals.
+CPU_DEVICE = -1
+META_DEVICE = -2  # nowhere: a shape alone, in checks
 REQUIRES_GRAD = 1  # flags of a tensor
 NO_DATA = 2
 

@@ -39,6 +39,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     }
     for (int index = 0; index < kMultipliers; ++index) {
       barrier_init(shared.may_go(index), 4);
+      barrier_init(shared.may_write(index), 128);
       for (int piece = 0; piece < shared.kFetches; ++piece) barrier_init(shared.fetched(index, piece), 1);
     }
     for (int slot = 0; slot < shared.kFeedSlots; ++slot) {
@@ -77,11 +78,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     for (int turn = 0;; turn ^= 1) {
       const Tile tile = queue.hear_together();
       queue.advance();
-      if (tile.is_end()) {
-        staging.end_turn();
-        if (turn == index) staging.skip_last_turn();
-        break;
-      }
+      if (tile.is_end()) break;
       const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
       if (kTakesTurns && turn != index) {
         ring.skip(tile.num_blocks);
@@ -113,6 +110,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       staging.begin_turn();
       work.finish(tile, index, acc, shared, staging, ring, old_stage);
     }
+    staging.end_turn();
     if (threadIdx.x % 128 == 0) store_wait();
     __syncwarp();
   }

@@ -144,11 +144,6 @@ template <int kThreads>
 __device__ __forceinline__ void named_barrier(int id) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(id), "n"(kThreads) : "memory");
 }
-// Counts as having met, without waiting for the others.
-template <int kThreads>
-__device__ __forceinline__ void named_barrier_arrive(int id) {
-  asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "n"(kThreads) : "memory");
-}
 
 // Ordinary writes to shared memory before this are seen by the tensor cores and the copy engine after it.
 __device__ __forceinline__ void async_proxy_fence() {

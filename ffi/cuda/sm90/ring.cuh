@@ -161,31 +161,27 @@ class Staging {
 
  public:
   __device__ __forceinline__ Staging(Shared<Shape> shared, int index)
-      : shared_(shared), buffers_(shared.staging(index)), index_(index) {
-    if (Shape::kSharesBuffers && index == 1) named_barrier_arrive<256>(turn_of(0));
-  }
+      : shared_(shared), buffers_(shared.staging(index)), index_(index), turn_(index == 0 ? 1 : 0) {}
 
   // Where the multipliers share the buffers each has them for all pieces of a tile, by turns. begin_turn()
   // waits until the other's pieces have left them.
   __device__ __forceinline__ void begin_turn() {
     if constexpr (Shape::kSharesBuffers) {
-      named_barrier<256>(turn_of(index_));
+      barrier_wait(shared_.may_write(index_), turn_);
+      __syncwarp();  // whole warps write the pieces
+      turn_ ^= 1;
       has_turn_ = true;
       slot_ = 0;
     }
   }
   // If a turn has begun. Well after the last piece was sent, since this waits until the copy engine has read
-  // it.
+  // it. By each thread, as it may have read the buffers itself: racecheck follows neither meetings of a warp
+  // nor named barriers that some only arrive at.
   __device__ __forceinline__ void end_turn() {
     if (!Shape::kSharesBuffers || !has_turn_) return;
     has_turn_ = false;
     if (threadIdx.x % 128 == 0) store_wait_read<0>();
-    __syncwarp();
-    named_barrier_arrive<256>(turn_of(1 - index_));
-  }
-  // By the multiplier whose turn would be next, when the other has ended its last: nothing stays half met.
-  __device__ __forceinline__ void skip_last_turn() const {
-    if constexpr (Shape::kSharesBuffers) named_barrier<256>(turn_of(index_));
+    barrier_arrive(shared_.may_write(1 - index_));
   }
 
   // Where to write the next piece.
@@ -235,8 +231,6 @@ class Staging {
   __device__ __forceinline__ void wait_for_older() const { store_wait_read<1>(); }
 
  private:
-  // A named barrier; 1 and 2 are those at which each multiplier meets.
-  __device__ __forceinline__ static int turn_of(int index) { return 1 + kMultipliers + index; }
   __device__ __forceinline__ uint32_t buffer(int slot) const {
     return buffers_ + slot * Shared<Shape>::kPieceBytes;
   }
@@ -250,6 +244,7 @@ class Staging {
   Shared<Shape> shared_;
   uint32_t buffers_;
   int index_;
+  uint32_t turn_;  // the parity of the next one
   bool has_turn_ = false;
   int slot_ = 0;
   uint32_t parity_ = 0;  // of the barriers of fetched pieces

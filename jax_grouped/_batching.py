@@ -94,7 +94,7 @@ def fold(
         return whole.reshape(size * whole.shape[1], *whole.shape[2:])
 
     def unfold(results: list) -> tuple:
-        is_row = jnp.arange(T)[None] < used[:, None]
+        is_row = jnp.arange(T, dtype=used.dtype)[None] < used[:, None]
         found = []
         for result, shape in zip(results, shapes.values(), strict=True):
             if by_group:

@@ -51,14 +51,16 @@ def arrays_of(rng) -> tuple[jax.Array, ...]:
 
 @FUNCTIONS
 @pytest.mark.parametrize("axes", AXES, ids=str)
-def test_no_silent_promotion(rng, function, axes) -> None:
+@pytest.mark.parametrize("x64", [False, True], ids=["x32", "x64"])
+def test_no_silent_promotion(rng, function, axes, x64) -> None:
     """With JAX's own promotions of rank and dtype forbidden, batches come out as without."""
     arrays = arrays_of(rng)
     batched = [a if axis is None else jnp.stack([a, a]) for a, axis in zip(arrays, axes, strict=True)]
     step = jax.vmap(lambda x, w, s: with_gradients(function, x, w, s), axes)
-    expected = jax.jit(step)(*batched)
-    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        found = jax.jit(step)(*batched)
+    with jax.enable_x64(x64):
+        expected = jax.jit(step)(*batched)
+        with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+            found = jax.jit(step)(*batched)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert_bits(a, b)
 

@@ -60,7 +60,7 @@ def _case(row: Row) -> str:
 
 
 def products(_: dict[str, Any]) -> str:
-    """The same of the newest run, whose file lacks what the lease of its machine did not reach."""
+    """The same of the newest run, which stopped before the end of the table."""
     data = load(FOLDER / "h100_products.json")
     return f"{machine(data)}\n\n{against_peers(data)}"
 

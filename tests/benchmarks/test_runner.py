@@ -170,6 +170,17 @@ def test_a_case_that_only_ours_would_run_is_left_out(tmp_path, monkeypatch):
     assert not path.exists()
 
 
+def test_builds_of_ours_are_compared_where_no_peer_was_chosen(tmp_path, monkeypatch):
+    names = [("o", OURS), ("other build", OURS), ("bound", "bound")]
+    peers = [_Fake(name, role, "works") for name, role in names]
+    monkeypatch.setattr(peers[2], "declines", lambda case, device: "not this one")
+    monkeypatch.setattr(registry, "select", lambda patterns, device, builds: peers)
+    path = tmp_path / "results.json"
+    assert _runner(path, "--draws", "even").run() == 0
+    entries = load(path)["cases"]["tiny-up/fwd/even/f32"]["peers"]
+    assert [entries[name]["status"] for name in ("o", "other build")] == ["ok", "ok"]
+
+
 def test_results_of_other_sources_are_not_mixed(tmp_path):
     head = {
         "commit": "a",

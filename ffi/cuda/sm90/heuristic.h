@@ -21,13 +21,15 @@ struct Config {
   bool on_demand;  // clusters ask for work, by halves of L2; else they take turns
   // Of wgrad alone.
   bool from_both_ends;  // one half from the largest group on, the other from the smallest; else side by side
+  int band_rows;        // rows of tiles that are walked down before one column right
 };
 
 inline std::string to_string(const Config& c) {
   return std::string("sm90 ") +
          (c.takes_turns ? "128x192, multipliers take turns" : "128x256, multipliers share") +
          (c.cuts_evenly ? ", groups cut evenly" : "") + (c.in_order ? ", in order" : "") +
-         (c.on_demand ? ", on demand" : "") + (c.from_both_ends ? " from both ends" : "");
+         (c.on_demand ? ", on demand" : "") + (c.from_both_ends ? " from both ends" : "") +
+         (c.band_rows > 0 ? ", in bands of " + std::to_string(c.band_rows) : "");
 }
 
 inline bool rows_fit(const void* data, int64_t row_bytes) {
@@ -80,7 +82,8 @@ inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G) {
 // Where multipliers take turns, what the result held is fetched while the other one multiplies, 8 KB at a
 // time, which takes as long as the products of about 1000 rows. Two halves that begin at both ends read each
 // group through one half of L2, and tiles of large groups, which multiply, run beside tiles of small ones,
-// which write; with thousands of rows a group that would fetch operands more often.
+// which write; with thousands of rows a group that would fetch operands more often. What is written at once
+// should be whole rows of the result, for the memory's sake; what is read at once, few rows and columns.
 inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accumulate) {
   Config config = {};
   const bool is_fine = T <= 1024 * G;
@@ -88,6 +91,7 @@ inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accu
   // Writing an element takes as long as 256 products.
   config.on_demand = is_large(std::max(T, 256 * G), K, N);
   config.from_both_ends = config.on_demand && is_fine;
+  config.band_rows = is_fine ? 4 : 8;
   return config;
 }
 

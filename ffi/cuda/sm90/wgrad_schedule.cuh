@@ -10,9 +10,8 @@
 
 namespace grouped::cuda::sm90 {
 
-// Rows of tiles walked down before one column right: tiles that run together then share operands in L2.
-inline constexpr int kWgradBandRows = 16;
-
+// Tile number `tile` of a result, which is walked band by band, in each down `band_rows` tiles before one column
+// right: tiles that run together then share operands in L2.
 __device__ __forceinline__ TileIndex banded(int64_t tile, int64_t rows, int64_t columns, int64_t band_rows) {
   const int64_t band = tile / (band_rows * columns);
   const int64_t in_band = tile - band * band_rows * columns;
@@ -45,6 +44,7 @@ class ColumnCut {
 // Who takes which piece; see Config (heuristic.h).
 struct WgradOrder {
   bool from_both_ends;
+  int32_t band_rows;
   PieceCounters* counters;  // null: clusters take turns
 };
 
@@ -102,8 +102,8 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
     if (skip_empty && tokens == 0) continue;
     const bool has_second = first + 1 < rows * columns;
     const bool exists = rank == 0 || has_second;
-    const TileIndex index = banded(exists ? first + rank : first, rows, columns, kWgradBandRows);
-    const TileIndex other = banded(has_second ? first + 1 - rank : first, rows, columns, kWgradBandRows);
+    const TileIndex index = banded(exists ? first + rank : first, rows, columns, order.band_rows);
+    const TileIndex other = banded(has_second ? first + 1 - rank : first, rows, columns, order.band_rows);
     const int32_t width = cut.width_of(index.column);
     const int32_t other_width = cut.width_of(other.column);
     Tile tile;

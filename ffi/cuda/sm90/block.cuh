@@ -4,7 +4,7 @@
 //   warp 0, one lane     copies the left operand into a ring of stages, as far ahead as the ring is deep
 //   warp 1, one lane     the right one; a single warp does not issue copies fast enough
 //   warp 2               schedules: which tile comes next, told to all through a short queue
-//   warp 3               side work that needs no order (zeros in the tail)
+//   warp 3               side work: zeros in the tail of mm; pieces for the scheduling warps of wgrad
 //   warpgroups 1, 2      multiply, and write what they multiplied
 //
 // A tile is 128 rows, two wgmmas of 64, by a number of columns that it chooses itself: a multiple of 32 up to
@@ -44,7 +44,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     }
     for (int slot = 0; slot < shared.kFeedSlots; ++slot) {
       barrier_init(shared.fed(slot), 1);
-      barrier_init(shared.forgotten(slot), 1);
+      barrier_init(shared.forgotten(slot), kClusterBlocks);
     }
     barrier_init_fence();
     work.prefetch();
@@ -64,7 +64,8 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     } else if (warp == 2) {
       work.schedule(shared, queue);
     } else {
-      work.side_work(threadIdx.x - 96, 32);
+      work.side_work(shared);
+      __syncwarp();
     }
   } else {
     take_registers<kMultiplierRegisters>();

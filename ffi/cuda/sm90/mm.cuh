@@ -163,10 +163,10 @@ class MmWork {
     schedule_mm(p_.sizes, p_.mm.N, static_cast<int32_t>((p_.mm.K + kReduceTile - 1) / kReduceTile), p_.order,
                 shared, queue);
   }
-  __device__ __forceinline__ void side_work(int thread, int threads) const {
+  __device__ __forceinline__ void side_work(Shared<Shape>) const {
     if (!p_.mm.zero_tail) return;
-    mm_zero_tail(p_.mm, last_row(p_.sizes), blockIdx.x * static_cast<int64_t>(threads) + thread,
-                 gridDim.x * static_cast<int64_t>(threads));
+    mm_zero_tail(p_.mm, last_row(p_.sizes), blockIdx.x * int64_t{32} + threadIdx.x % 32,
+                 gridDim.x * int64_t{32});
   }
   __device__ __forceinline__ void prepare(const Tile&, const Staging<Shape>&) const {}
 

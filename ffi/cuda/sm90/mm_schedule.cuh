@@ -41,8 +41,8 @@ template <typename Shape>
 __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, int32_t num_blocks,
                                             const MmOrder& order, Shared<Shape> shared,
                                             TileQueue<Shape>& queue) {
-  const int64_t feature_tiles = (N + kTileRows - 1) / kTileRows;
-  const int64_t pairs = feature_tiles / 2;
+  const int32_t feature_tiles = static_cast<int32_t>((N + kTileRows - 1) / kTileRows);
+  const int32_t pairs = feature_tiles / 2;
   const int32_t rank = static_cast<int32_t>(cluster_rank());
   const MmPieces<Shape> pieces = {feature_tiles, order};
   PieceFeed<Shape> feed(order.counters, shared);
@@ -50,27 +50,27 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
     GroupWalk<MmPieces<Shape>> walk(sizes, pieces, pieces.kMostCostly);
     GroupPlace place;
     for (int64_t piece = feed.next(round); walk.find(piece, &place); piece = feed.next(round)) {
-      const int64_t in_group = piece - place.first_piece;
+      const int32_t in_group = static_cast<int32_t>(piece - place.first_piece);
       const typename MmPieces<Shape>::Cut cut(place.num_rows, order.cuts_evenly);
       int32_t row;  // row tile: may be one past the last
-      int64_t feature;
+      int32_t feature;
       int32_t flags;
       if (in_group < cut.tiles * pairs) {
-        const int64_t band = in_group / (kBandRows * pairs);
-        const int32_t in_band = static_cast<int32_t>(in_group - band * kBandRows * pairs);
-        const int32_t first = static_cast<int32_t>(band) * kBandRows;
+        const int32_t band = in_group / (kBandRows * pairs);
+        const int32_t in_band = in_group - band * kBandRows * pairs;
+        const int32_t first = band * kBandRows;
         const int32_t height = min(cut.tiles - first, kBandRows);
         const int32_t pair = in_band / height;
         row = first + in_band - pair * height;
-        feature = int64_t{pair} * 2 + rank;
+        feature = pair * 2 + rank;
         flags = Tile::kSharesRight;
       } else {
-        row = static_cast<int32_t>(in_group - cut.tiles * pairs) * 2 + rank;
+        row = (in_group - cut.tiles * pairs) * 2 + rank;
         feature = feature_tiles - 1;
         flags = Tile::kSharesLeft;
       }
       Tile tile;
-      tile.row = static_cast<int32_t>(feature * kTileRows);
+      tile.row = feature * kTileRows;
       tile.column = 0;
       tile.width = cut.width_of(row);
       tile.group = static_cast<int32_t>(place.group);

@@ -12,8 +12,8 @@ namespace grouped::cuda::sm90 {
 
 inline constexpr int64_t kNoPiece = INT64_MAX;
 
-// The scheduling warps of a cluster's blocks hold one each and ask it the same questions: the first block's
-// asks the counters and tells the other.
+// The scheduling warps of a cluster's blocks hold one each and ask it the same questions; the first block asks
+// the counters, and both hear the answer through their shared memory.
 template <typename Shape>
 class PieceFeed {
  public:
@@ -36,19 +36,26 @@ class PieceFeed {
   // By all lanes. Rises while `round` is the same.
   __device__ __forceinline__ int64_t next(int round) {
     if (counters_ == nullptr) return next_in_turn();
-    return agree([&] { return ask(round == 0 ? half_ : 1 - half_); });
+    if (threadIdx.x % 32 == 0 && cluster_rank() == 0) tell(ask(round == 0 ? half_ : 1 - half_));
+    return hear();
   }
 
   // Needs counters. Of `pieces`, fewer than 2^31, one half takes the first ones and the other the last ones,
-  // until they meet. Both counts are in one word, so no piece is given twice.
-  __device__ __forceinline__ int64_t next_from_ends(int64_t pieces) {
-    return agree([&] {
+  // until they meet. Another warp of the first block gives them (give_from_ends), ahead of this one: by the
+  // time that an answer of the counters takes, pieces of few rows are done.
+  __device__ __forceinline__ int64_t next_from_ends() { return hear(); }
+  // By one thread of the first block.
+  __device__ __forceinline__ void give_from_ends(int64_t pieces) {
+    int64_t piece;
+    do {
+      // Both counts are in one word, so no piece is given twice.
       const unsigned long long taken = atomicAdd(&counters_->taken[0], half_ == 0 ? 1ull : 1ull << 32);
       const int64_t first_ones = static_cast<int64_t>(taken & 0xffffffffu);
       const int64_t last_ones = static_cast<int64_t>(taken >> 32);
-      if (first_ones + last_ones >= pieces) return kNoPiece;
-      return half_ == 0 ? first_ones : pieces - 1 - last_ones;
-    });
+      piece = first_ones + last_ones >= pieces ? kNoPiece : half_ == 0 ? first_ones : pieces - 1 - last_ones;
+      tell(piece);
+      told_.advance();
+    } while (piece != kNoPiece);
   }
 
  private:
@@ -62,34 +69,31 @@ class PieceFeed {
 
   // Of as many pieces as there are clusters, each half has its share, one after another.
   __device__ __forceinline__ int64_t ask(int half) {
-    const int32_t share = half == 0 ? first_half_ : clusters_ - first_half_;
+    const uint32_t share = half == 0 ? first_half_ : clusters_ - first_half_;
     if (share == 0) return kNoPiece;
-    const int64_t count = static_cast<int64_t>(atomicAdd(&counters_->taken[half], 1ull));
-    const int64_t turn = count / share;
-    return turn * clusters_ + (half == 0 ? 0 : first_half_) + (count - turn * share);
+    const uint32_t count = static_cast<uint32_t>(atomicAdd(&counters_->taken[half], 1ull));
+    const uint32_t turn = count / share;
+    return int64_t{turn} * clusters_ + (half == 0 ? 0 : first_half_) + (count - turn * share);
   }
 
-  // The first block's scheduler asks with `choose` and tells the other's.
-  template <typename Choose>
-  __device__ __forceinline__ int64_t agree(const Choose& choose) {
-    int64_t piece = 0;
-    if (threadIdx.x % 32 == 0) {
-      if (cluster_rank() == 0) {
-        piece = choose();
-        barrier_wait(shared_.forgotten(cursor_.at), cursor_.parity ^ 1);
-        store_at_other_block(shared_.piece(cursor_.at), piece, shared_.fed(cursor_.at));
-      } else {
-        piece = hear();
-      }
-    }
-    cursor_.advance();
-    return __shfl_sync(0xffffffffu, piece, 0);
+  // One thread of the first block tells both; all lanes of both blocks' scheduling warps hear.
+  __device__ __forceinline__ void tell(int64_t piece) {
+    barrier_wait(shared_.forgotten(told_.at), told_.parity ^ 1);
+    for (uint32_t rank = 0; rank < 2; ++rank)
+      store_at_block(shared_.piece(told_.at), piece, shared_.fed(told_.at), rank);
   }
   __device__ __forceinline__ int64_t hear() {
-    barrier_expect(shared_.fed(cursor_.at), sizeof(int64_t));
-    barrier_wait(shared_.fed(cursor_.at), cursor_.parity);
-    const int64_t piece = load_shared_long(shared_.piece(cursor_.at));
-    barrier_arrive_released(shared_.forgotten(cursor_.at), 0);
+    const bool listens = threadIdx.x % 32 == 0;
+    int64_t piece = 0;
+    if (listens) {
+      barrier_expect(shared_.fed(heard_.at), sizeof(piece));
+      barrier_wait(shared_.fed(heard_.at), heard_.parity);
+      piece = load_shared_long(shared_.piece(heard_.at));
+    }
+    piece = __shfl_sync(0xffffffffu, piece, 0);  // it has been read then
+    if (listens) barrier_arrive_at(shared_.forgotten(heard_.at), 0);
+    heard_.advance();
+    told_ = heard_;
     return piece;
   }
 
@@ -100,7 +104,7 @@ class PieceFeed {
   int32_t place_ = 0;
   int half_ = 0;
   int32_t first_half_ = 0;
-  Cursor<Shared<Shape>::kFeedSlots> cursor_;
+  Cursor<Shared<Shape>::kFeedSlots> told_, heard_;
 };
 
 }  // namespace grouped::cuda::sm90

@@ -159,7 +159,11 @@ class WgradWork {
     schedule_wgrad<Shape>(p_.wgrad.map, p_.wgrad.rows, p_.wgrad.columns, kAdds, old_stages, p_.order, shared,
                           queue);
   }
-  __device__ __forceinline__ void side_work(int, int) const {}
+  __device__ __forceinline__ void side_work(Shared<Shape> shared) const {
+    if (p_.order.from_both_ends && cluster_rank() == 0 && threadIdx.x % 32 == 0)
+      PieceFeed<Shape>(p_.order.counters, shared)
+          .give_from_ends(num_wgrad_pieces<Shape>(p_.wgrad.map.G, p_.wgrad.rows, p_.wgrad.columns));
+  }
 
   __device__ __forceinline__ void prepare(const Tile& tile, const Staging<Shape>& staging) const {
     if constexpr (kAdds && !kOldThroughRing) {

@@ -3,23 +3,76 @@
 // of a result.
 #pragma once
 
-#include "portable/schedule.cuh"
+#include "portable/offsets.h"
 #include "sm90/cut.cuh"
 #include "sm90/piece_feed.cuh"
 #include "sm90/ring.cuh"
 
 namespace grouped::cuda::sm90 {
 
-// Tile number `tile` of a result, which is walked band by band, in each down `band_rows` tiles before one column
-// right: tiles that run together then share operands in L2.
-__device__ __forceinline__ TileIndex banded(int64_t tile, int64_t rows, int64_t columns, int64_t band_rows) {
-  const int64_t band = tile / (band_rows * columns);
-  const int64_t in_band = tile - band * band_rows * columns;
-  const int64_t rest = rows - band * band_rows;
-  const int64_t height = rest < band_rows ? rest : band_rows;
-  const int64_t column = in_band / height;
-  return {band * band_rows + in_band - column * height, column};
-}
+// A result is walked band by band, in each down `band_rows` tiles before one column right: tiles that run together
+// then share operands in L2. Numbers of tiles and pieces have 32 bits: the smallest result of a piece takes 128
+// bytes.
+class BandWalk {
+ public:
+  __device__ __forceinline__ BandWalk(int32_t rows, int32_t columns, int32_t band_rows)
+      : rows_(rows), columns_(columns), band_rows_(band_rows) {}
+
+  __device__ __forceinline__ void go_to(int32_t tile) {
+    const uint32_t in_whole_band = static_cast<uint32_t>(band_rows_ * columns_);
+    const uint32_t band = static_cast<uint32_t>(tile) / in_whole_band;
+    first_ = static_cast<int32_t>(band) * band_rows_;
+    const uint32_t in_band = static_cast<uint32_t>(tile) - band * in_whole_band;
+    column = static_cast<int32_t>(in_band / static_cast<uint32_t>(height()));
+    row = first_ + static_cast<int32_t>(in_band) - column * height();
+  }
+  __device__ __forceinline__ void advance() {
+    if (++row < first_ + height()) return;
+    if (++column < columns_) {
+      row = first_;
+    } else {
+      column = 0;
+      first_ = row;
+    }
+  }
+
+  int32_t row = 0, column = 0;
+
+ private:
+  __device__ __forceinline__ int32_t height() const { return min(rows_ - first_, band_rows_); }
+
+  int32_t rows_, columns_, band_rows_;
+  int32_t first_ = 0;  // row of the band
+};
+
+// The groups at 32 places of the map's order, one in each lane: reading them one by one, each from where the one
+// before said, takes longer than a tile of few rows.
+class GroupWindow {
+ public:
+  __device__ __forceinline__ explicit GroupWindow(const RowMap& map) : map_(map) {}
+
+  // By all lanes, with the same argument.
+  __device__ __forceinline__ void find(int32_t place, int32_t* group, int32_t* first_token,
+                                       int32_t* num_tokens) {
+    if (place / 32 != window_) {
+      window_ = place / 32;
+      const int32_t mine = window_ * 32 + static_cast<int32_t>(threadIdx.x % 32);
+      if (mine < map_.G) {
+        group_ = map_.order[mine];
+        first_token_ = static_cast<int32_t>(map_.offsets[group_]);
+        num_tokens_ = static_cast<int32_t>(map_.offsets[group_ + 1]) - first_token_;
+      }
+    }
+    *group = __shfl_sync(0xffffffffu, group_, place % 32);
+    *first_token = __shfl_sync(0xffffffffu, first_token_, place % 32);
+    *num_tokens = __shfl_sync(0xffffffffu, num_tokens_, place % 32);
+  }
+
+ private:
+  const RowMap& map_;
+  int32_t window_ = -1;
+  int32_t group_ = 0, first_token_ = 0, num_tokens_ = 0;
+};
 
 // Columns in tiles, whose first columns are those of panels of 64; the last is no wider than it need be.
 template <typename Shape>
@@ -28,12 +81,10 @@ class ColumnCut {
   __device__ __forceinline__ explicit ColumnCut(int64_t columns)
       : columns_(static_cast<int32_t>(columns)), cut_(columns_, true) {}
   __device__ __forceinline__ int32_t tiles() const { return cut_.tiles; }
-  __device__ __forceinline__ int32_t first_of(int64_t tile) const {
-    return cut_.first_of(static_cast<int32_t>(tile));
-  }
-  __device__ __forceinline__ int32_t width_of(int64_t tile) const {
+  __device__ __forceinline__ int32_t first_of(int32_t tile) const { return cut_.first_of(tile); }
+  __device__ __forceinline__ int32_t width_of(int32_t tile) const {
     const int32_t rest = columns_ - first_of(tile);
-    return min(cut_.width_of(static_cast<int32_t>(tile)), (rest + kWidthStep - 1) / kWidthStep * kWidthStep);
+    return min(cut_.width_of(tile), (rest + kWidthStep - 1) / kWidthStep * kWidthStep);
   }
 
  private:
@@ -64,7 +115,7 @@ class WgradFeed {
       ++turn_;
       return piece;
     }
-    if (order_.from_both_ends) return feed_.next_from_ends(pieces_);
+    if (order_.from_both_ends) return feed_.next_from_ends();
     int64_t piece = feed_.next(round_);
     while (piece >= pieces_ && ++round_ < feed_.rounds()) piece = feed_.next(round_);
     return piece;
@@ -78,6 +129,13 @@ class WgradFeed {
   int64_t turn_ = 0;
 };
 
+// Two tiles of a result each; of an odd number, one in the last.
+template <typename Shape>
+__device__ __forceinline__ int64_t num_wgrad_pieces(int64_t groups, int64_t out_rows, int64_t out_columns) {
+  const int64_t tiles = (out_rows + kTileRows - 1) / kTileRows * ColumnCut<Shape>(out_columns).tiles();
+  return groups * ((tiles + 1) / 2);
+}
+
 // The tiles of each group's whole result, two at once. A cluster stays in one group, so that both of its
 // blocks reduce over the same rows; past the end of an odd group the second block idles. Groups are counted
 // in the map's order. old_stages(width): of a tile.
@@ -86,40 +144,40 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
                                                bool skip_empty, const OldStages& old_stages,
                                                const WgradOrder& order, Shared<Shape> shared,
                                                TileQueue<Shape>& queue) {
-  const int64_t rank = cluster_rank();
-  const int64_t rows = (out_rows + kTileRows - 1) / kTileRows;
+  const int32_t rank = static_cast<int32_t>(cluster_rank());
+  const int32_t rows = static_cast<int32_t>((out_rows + kTileRows - 1) / kTileRows);
   const ColumnCut<Shape> cut(out_columns);
-  const int64_t columns = cut.tiles();
-  const int64_t per_group = (rows * columns + 1) / 2;
+  const int32_t tiles = rows * cut.tiles();
+  const int32_t per_group = (tiles + 1) / 2;
   const int64_t pieces = map.G * per_group;
+  GroupWindow groups(map);
+  BandWalk walk(rows, cut.tiles(), order.band_rows);
   WgradFeed<Shape> feed(order, pieces, shared);
   for (int64_t id = feed.next(); id < pieces; id = feed.next()) {
-    const int64_t place = id / per_group;
-    const int64_t first = (id - place * per_group) * 2;
-    const int64_t group = map.order[place];
-    const int64_t begin = map.offsets[group];
-    const int64_t tokens = map.offsets[group + 1] - begin;
-    if (skip_empty && tokens == 0) continue;
-    const bool has_second = first + 1 < rows * columns;
-    const bool exists = rank == 0 || has_second;
-    const TileIndex index = banded(exists ? first + rank : first, rows, columns, order.band_rows);
-    const TileIndex other = banded(has_second ? first + 1 - rank : first, rows, columns, order.band_rows);
-    const int32_t width = cut.width_of(index.column);
-    const int32_t other_width = cut.width_of(other.column);
+    const uint32_t place = static_cast<uint32_t>(id) / static_cast<uint32_t>(per_group);
+    const int32_t first = (static_cast<int32_t>(id) - static_cast<int32_t>(place) * per_group) * 2;
     Tile tile;
-    tile.row = static_cast<int32_t>(index.row * kTileRows);
-    tile.column = cut.first_of(index.column);
-    tile.width = width;
-    tile.group = static_cast<int32_t>(group);
-    tile.first_token = static_cast<int32_t>(begin);
-    tile.num_tokens = static_cast<int32_t>(tokens);
-    tile.num_blocks = static_cast<int32_t>((tokens + kReduceTile - 1) / kReduceTile);
-    tile.flags = max(old_stages(width), old_stages(other_width)) * Tile::kOldStages;
-    if (!exists) {
-      tile.flags |= Tile::kIsIdle;
-    } else if (has_second && index.column == other.column) {
-      tile.flags |= Tile::kSharesRight;
+    groups.find(static_cast<int32_t>(place), &tile.group, &tile.first_token, &tile.num_tokens);
+    if (skip_empty && tile.num_tokens == 0) continue;
+    tile.num_blocks = (tile.num_tokens + kReduceTile - 1) / kReduceTile;
+    walk.go_to(first);
+    int32_t row = walk.row, column = walk.column, other_column = walk.column;
+    const bool has_second = first + 1 < tiles;
+    if (has_second) {
+      walk.advance();
+      if (rank == 0) {
+        other_column = walk.column;
+      } else {
+        row = walk.row;
+        column = walk.column;
+      }
     }
+    tile.row = row * kTileRows;
+    tile.column = cut.first_of(column);
+    tile.width = cut.width_of(column);
+    tile.flags = max(old_stages(tile.width), old_stages(cut.width_of(other_column))) * Tile::kOldStages;
+    if (has_second && column == other_column) tile.flags |= Tile::kSharesRight;
+    if (!has_second && rank != 0) tile.flags |= Tile::kIsIdle;
     queue.tell(tile);
   }
   queue.tell(end_tile());

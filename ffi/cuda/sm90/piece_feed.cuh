@@ -48,6 +48,7 @@ class PieceFeed {
   __device__ __forceinline__ void give_from_ends(int64_t pieces) {
     int64_t piece;
     do {
+      barrier_wait(shared_.forgotten(told_.at), told_.parity ^ 1);
       // Both counts are in one word, so no piece is given twice.
       const unsigned long long taken = atomicAdd(&counters_->taken[0], half_ == 0 ? 1ull : 1ull << 32);
       const int64_t first_ones = static_cast<int64_t>(taken & 0xffffffffu);

@@ -16,10 +16,14 @@ class TileQueue {
   __device__ __forceinline__ TileQueue(Shared<Shape> shared, unsigned char* memory)
       : shared_(shared), tiles_(reinterpret_cast<int4*>(memory + Shared<Shape>::kTileQueue)) {}
 
-  // By all lanes of the scheduling warp.
-  __device__ __forceinline__ void tell(const Tile& tile) {
+  // Both by all lanes of the scheduling warp. Whoever asks for work only when there is room for it leaves more
+  // of the last to the others.
+  __device__ __forceinline__ void wait_for_room() const {
     barrier_wait(shared_.heard(cursor_.at), cursor_.parity ^ 1);
     __syncwarp();  // a lane left behind could miss the phase: one lane tells for all
+  }
+  __device__ __forceinline__ void tell(const Tile& tile) {
+    wait_for_room();
     if (threadIdx.x % 32 == 0) {
       tiles_[cursor_.at * 2] = make_int4(tile.row, tile.column, tile.width, tile.group);
       tiles_[cursor_.at * 2 + 1] = make_int4(tile.first_token, tile.num_tokens, tile.num_blocks, tile.flags);

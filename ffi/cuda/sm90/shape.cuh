@@ -114,7 +114,7 @@ struct Shared {
   static constexpr uint32_t kTileQueue = kStaging + kStagings * Shape::kPieces * kPieceBytes;
   static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
   static constexpr int kFeedSlots =
-      2;  // for pieces on their way from the first block's scheduler to the other's
+      1;  // for pieces on their way from the first block's scheduler to the other's
   static constexpr uint32_t kPieceFeed = kBarriers + (3 * kStages + 2 * kTiles + 2 * kMultipliers) * 8;
   static constexpr int kFetches = Shape::kOldThroughRing ? 0 : Shape::kPieces;  // buffers that are filled
   static constexpr uint32_t kFetched = kPieceFeed + 3 * kFeedSlots * 8;

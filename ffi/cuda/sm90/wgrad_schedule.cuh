@@ -106,6 +106,10 @@ class WgradFeed {
   __device__ __forceinline__ WgradFeed(const WgradOrder& order, int64_t pieces, Shared<Shape> shared)
       : order_(order), pieces_(pieces), feed_(order.counters, shared) {}
 
+  // Whether pieces are asked for before next() is called.
+  __device__ __forceinline__ bool is_ahead() const {
+    return order_.counters != nullptr && order_.from_both_ends;
+  }
   // Past the last one: `pieces` or more. Turns go forth and back: what a cluster gains in one it loses in the
   // next.
   __device__ __forceinline__ int64_t next() {
@@ -153,7 +157,11 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
   GroupWindow groups(map);
   BandWalk walk(rows, cut.tiles(), order.band_rows);
   WgradFeed<Shape> feed(order, pieces, shared);
-  for (int64_t id = feed.next(); id < pieces; id = feed.next()) {
+  const auto next = [&] {
+    if (feed.is_ahead()) queue.wait_for_room();
+    return feed.next();
+  };
+  for (int64_t id = next(); id < pieces; id = next()) {
     const uint32_t place = static_cast<uint32_t>(id) / static_cast<uint32_t>(per_group);
     const int32_t first = (static_cast<int32_t>(id) - static_cast<int32_t>(place) * per_group) * 2;
     Tile tile;

@@ -4,7 +4,7 @@
 //   warp 0, one lane     copies the left operand into a ring of stages, as far ahead as the ring is deep
 //   warp 1, one lane     the right one; a single warp does not issue copies fast enough
 //   warp 2               schedules: which tile comes next, told to all through a short queue
-//   warp 3               side work: zeros in the tail of mm; pieces for the scheduling warps of wgrad
+//   warp 3               side work: zeros in the tail of mm; in wgrad, asks for work ahead of the schedulers
 //   warpgroups 1, 2      multiply, and write what they multiplied
 //
 // A tile is 128 rows, two wgmmas of 64, by a number of columns that it chooses itself: a multiple of 32 up to

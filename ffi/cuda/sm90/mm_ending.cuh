@@ -20,22 +20,18 @@ enum class MmResult {
 
 template <typename T, typename Shape, MmResult kResult>
 class MmEnding {
+ public:
   static constexpr bool kWide = kResult == MmResult::kWide;
   static constexpr bool kPlain = kResult == MmResult::kPlain;
   static constexpr int kLines = kWide ? 2 : 1;  // of 128 bytes, for 64 features
-
- public:
   // Of a piece, in each copy that it leaves by: one for each half of the tile and each line.
   static constexpr int kPieceRows = Shape::kPieceLines / Shape::kPieceHalves / kLines;
   static constexpr int kLineFeatures = 64 / kLines;
-
- private:
   static constexpr int kCopyBytes = kPieceRows * kLineBytes;
   static constexpr int kBlocks = kPieceRows / 8;  // of accumulators
   static constexpr int kPieces = Shape::kMaxWidth / kPieceRows;
   static_assert(Shape::kPieceHalves == Shape::kHalves, "a piece has all of the multiplier's features");
 
- public:
   __device__ __forceinline__ MmEnding(const MmParams<T>& mm, const CUtensorMap& out, const Tile& tile,
                                       int index, Staging<Shape>& staging)
       : mm_(mm), out_(out), tile_(tile), index_(index), staging_(staging) {}

@@ -12,8 +12,8 @@ namespace grouped::cuda::sm90 {
 
 inline constexpr int64_t kNoPiece = INT64_MAX;
 
-// The scheduling warps of a cluster's blocks hold one each and ask it the same questions; the first block asks
-// the counters, and both hear the answer through their shared memory.
+// The scheduling warps of a cluster's blocks hold one each and ask it the same questions; the first block
+// asks the counters, and both hear the answer through their shared memory.
 template <typename Shape>
 class PieceFeed {
  public:
@@ -40,22 +40,16 @@ class PieceFeed {
     return hear();
   }
 
-  // Needs counters. Of `pieces`, fewer than 2^31, one half takes the first ones and the other the last ones,
-  // until they meet. Another warp of the first block gives them (give_from_ends), ahead of this one: by the
-  // time that an answer of the counters takes, pieces of few rows are done.
+  // Needs counters. Of `pieces`, one half takes the first ones and the other the last ones, until they meet.
+  // By all lanes, while one thread of another warp of the first block gives them: the counters' answer takes
+  // as long as a piece of few rows, so it is asked for before it is needed.
   __device__ __forceinline__ int64_t next_from_ends() { return hear(); }
-  // By one thread of the first block.
   __device__ __forceinline__ void give_from_ends(int64_t pieces) {
     int64_t piece;
     do {
-      barrier_wait(shared_.forgotten(told_.at), told_.parity ^ 1);
-      // Both counts are in one word, so no piece is given twice.
-      const unsigned long long taken = atomicAdd(&counters_->taken[0], half_ == 0 ? 1ull : 1ull << 32);
-      const int64_t first_ones = static_cast<int64_t>(taken & 0xffffffffu);
-      const int64_t last_ones = static_cast<int64_t>(taken >> 32);
-      piece = first_ones + last_ones >= pieces ? kNoPiece : half_ == 0 ? first_ones : pieces - 1 - last_ones;
+      wait_for_slot();  // asked for no earlier, so that the last pieces are shared out evenly
+      piece = ask_from_ends(pieces);
       tell(piece);
-      told_.advance();
     } while (piece != kNoPiece);
   }
 
@@ -77,11 +71,24 @@ class PieceFeed {
     return int64_t{turn} * clusters_ + (half == 0 ? 0 : first_half_) + (count - turn * share);
   }
 
-  // One thread of the first block tells both; all lanes of both blocks' scheduling warps hear.
-  __device__ __forceinline__ void tell(int64_t piece) {
+  // Both counts are in one word, so no piece is given twice.
+  __device__ __forceinline__ int64_t ask_from_ends(int64_t pieces) {
+    const unsigned long long taken = atomicAdd(&counters_->taken[0], half_ == 0 ? 1ull : 1ull << 32);
+    const int64_t first_ones = static_cast<int64_t>(taken & 0xffffffffu);
+    const int64_t last_ones = static_cast<int64_t>(taken >> 32);
+    if (first_ones + last_ones >= pieces) return kNoPiece;
+    return half_ == 0 ? first_ones : pieces - 1 - last_ones;
+  }
+
+  // One thread of the first block tells, all lanes of both blocks' scheduling warps hear.
+  __device__ __forceinline__ void wait_for_slot() const {
     barrier_wait(shared_.forgotten(told_.at), told_.parity ^ 1);
-    for (uint32_t rank = 0; rank < 2; ++rank)
+  }
+  __device__ __forceinline__ void tell(int64_t piece) {
+    wait_for_slot();
+    for (uint32_t rank = 0; rank < kClusterBlocks; ++rank)
       store_at_block(shared_.piece(told_.at), piece, shared_.fed(told_.at), rank);
+    told_.advance();
   }
   __device__ __forceinline__ int64_t hear() {
     const bool listens = threadIdx.x % 32 == 0;
@@ -91,10 +98,9 @@ class PieceFeed {
       barrier_wait(shared_.fed(heard_.at), heard_.parity);
       piece = load_shared_long(shared_.piece(heard_.at));
     }
-    piece = __shfl_sync(0xffffffffu, piece, 0);  // it has been read then
+    piece = __shfl_sync(0xffffffffu, piece, 0);  // its value has been used then (barrier_arrive_at)
     if (listens) barrier_arrive_at(shared_.forgotten(heard_.at), 0);
     heard_.advance();
-    told_ = heard_;
     return piece;
   }
 
@@ -105,7 +111,7 @@ class PieceFeed {
   int32_t place_ = 0;
   int half_ = 0;
   int32_t first_half_ = 0;
-  Cursor<Shared<Shape>::kFeedSlots> told_, heard_;
+  Cursor<Shared<Shape>::kFeedSlots> told_, heard_;  // the next slot to tell, to hear
 };
 
 }  // namespace grouped::cuda::sm90

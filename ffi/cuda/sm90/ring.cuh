@@ -16,8 +16,8 @@ class TileQueue {
   __device__ __forceinline__ TileQueue(Shared<Shape> shared, unsigned char* memory)
       : shared_(shared), tiles_(reinterpret_cast<int4*>(memory + Shared<Shape>::kTileQueue)) {}
 
-  // Both by all lanes of the scheduling warp. Whoever asks for work only when there is room for it leaves more
-  // of the last to the others.
+  // Both by all lanes of the scheduling warp. Who waits for room before taking work leaves more of the last
+  // to the others.
   __device__ __forceinline__ void wait_for_room() const {
     barrier_wait(shared_.heard(cursor_.at), cursor_.parity ^ 1);
     __syncwarp();  // a lane left behind could miss the phase: one lane tells for all

@@ -56,6 +56,8 @@ struct TakeTurns {
   static constexpr int kPieces = 3;
   // Whose turn it is to write has all buffers; else each multiplier has its own.
   static constexpr bool kSharesBuffers = true;
+  // How what the result held comes to be added to: into the buffers of its pieces, through the ring.
+  static constexpr bool kFetchesOld = false;
   static constexpr bool kOldThroughRing = false;
 };
 // The same where results are added to what was there. That arrives in the buffers of the pieces, well before,
@@ -64,6 +66,7 @@ struct TakeTurnsAdding : TakeTurns {
   static constexpr int kPieceLines = 32;
   static constexpr int kPieceHalves = 1;
   static constexpr bool kSharesBuffers = false;
+  static constexpr bool kFetchesOld = true;
 };
 // They share every tile, 64 rows each. It can be wider, so operands are fetched less often for as many
 // products, but no product is made while the results leave.
@@ -75,6 +78,7 @@ struct ShareTiles {
   static constexpr int kPieceHalves = 1;
   static constexpr int kPieces = 2;
   static constexpr bool kSharesBuffers = false;
+  static constexpr bool kFetchesOld = false;
   // It arrives in the ring, which has room for more of it on its way than two buffers.
   static constexpr bool kOldThroughRing = true;
 };
@@ -113,17 +117,16 @@ struct Shared {
   static constexpr uint32_t kStaging = kStages * kStageBytes;
   static constexpr uint32_t kTileQueue = kStaging + kStagings * Shape::kPieces * kPieceBytes;
   static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
-  static constexpr int kFeedSlots =
-      1;  // for pieces on their way from the first block's scheduler to the other's
+  static constexpr int kFeedSlots = 1;  // for pieces on their way to both blocks' schedulers
   static constexpr uint32_t kPieceFeed = kBarriers + (3 * kStages + 2 * kTiles + 2 * kMultipliers) * 8;
-  static constexpr int kFetches = Shape::kOldThroughRing ? 0 : Shape::kPieces;  // buffers that are filled
+  static constexpr int kFetches = Shape::kFetchesOld ? Shape::kPieces : 0;  // buffers that are filled
   static constexpr uint32_t kFetched = kPieceFeed + 3 * kFeedSlots * 8;
   static constexpr uint32_t kBytes = kFetched + kMultipliers * kFetches * 8;
   static_assert(kStages >= 4, "fewer stages do not cover the latency of a copy");
   static_assert(kBytes <= 227 * 1024, "a block of a Hopper multiprocessor has 227 KB");
 
   uint32_t base;
-  // Of a piece: its number, the first block has told it, the other has read it (in the first block).
+  // Of a piece: its number, the first block has told it, both have read it (in the first block).
   __device__ __forceinline__ uint32_t piece(int slot) const { return base + kPieceFeed + slot * 8; }
   __device__ __forceinline__ uint32_t fed(int slot) const { return piece(kFeedSlots + slot); }
   __device__ __forceinline__ uint32_t forgotten(int slot) const { return piece(2 * kFeedSlots + slot); }

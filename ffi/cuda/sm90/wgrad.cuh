@@ -160,9 +160,9 @@ class WgradWork {
                           queue);
   }
   __device__ __forceinline__ void side_work(Shared<Shape> shared) const {
-    if (p_.order.from_both_ends && cluster_rank() == 0 && threadIdx.x % 32 == 0)
-      PieceFeed<Shape>(p_.order.counters, shared)
-          .give_from_ends(num_wgrad_pieces<Shape>(p_.wgrad.map.G, p_.wgrad.rows, p_.wgrad.columns));
+    if (!p_.order.from_both_ends || cluster_rank() != 0 || threadIdx.x % 32 != 0) return;
+    const int64_t pieces = p_.wgrad.map.G * wgrad_pieces_of_group<Shape>(p_.wgrad.rows, p_.wgrad.columns);
+    PieceFeed<Shape>(p_.order.counters, shared).give_from_ends(pieces);
   }
 
   __device__ __forceinline__ void prepare(const Tile& tile, const Staging<Shape>& staging) const {

@@ -10,9 +10,9 @@
 
 namespace grouped::cuda::sm90 {
 
-// A result is walked band by band, in each down `band_rows` tiles before one column right: tiles that run together
-// then share operands in L2. Numbers of tiles and pieces have 32 bits: the smallest result of a piece takes 128
-// bytes.
+// A result is walked band by band, in each down `band_rows` tiles before one column right: tiles that run
+// together then share operands in L2. In 32 bits, because a tile of few rows does not last longer than a
+// dozen divisions of 64; a result of 2^31 tiles fits in no memory.
 class BandWalk {
  public:
   __device__ __forceinline__ BandWalk(int32_t rows, int32_t columns, int32_t band_rows)
@@ -45,8 +45,8 @@ class BandWalk {
   int32_t first_ = 0;  // row of the band
 };
 
-// The groups at 32 places of the map's order, one in each lane: reading them one by one, each from where the one
-// before said, takes longer than a tile of few rows.
+// The groups at 32 places of the map's order, one in each lane: two reads, the second from where the first
+// says, for each piece would take as long as a tile of few rows.
 class GroupWindow {
  public:
   __device__ __forceinline__ explicit GroupWindow(const RowMap& map) : map_(map) {}
@@ -133,11 +133,13 @@ class WgradFeed {
   int64_t turn_ = 0;
 };
 
+__device__ __forceinline__ int32_t wgrad_row_tiles(int64_t out_rows) {
+  return static_cast<int32_t>((out_rows + kTileRows - 1) / kTileRows);
+}
 // Two tiles of a result each; of an odd number, one in the last.
 template <typename Shape>
-__device__ __forceinline__ int64_t num_wgrad_pieces(int64_t groups, int64_t out_rows, int64_t out_columns) {
-  const int64_t tiles = (out_rows + kTileRows - 1) / kTileRows * ColumnCut<Shape>(out_columns).tiles();
-  return groups * ((tiles + 1) / 2);
+__device__ __forceinline__ int32_t wgrad_pieces_of_group(int64_t out_rows, int64_t out_columns) {
+  return (wgrad_row_tiles(out_rows) * ColumnCut<Shape>(out_columns).tiles() + 1) / 2;
 }
 
 // The tiles of each group's whole result, two at once. A cluster stays in one group, so that both of its
@@ -149,10 +151,10 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
                                                const WgradOrder& order, Shared<Shape> shared,
                                                TileQueue<Shape>& queue) {
   const int32_t rank = static_cast<int32_t>(cluster_rank());
-  const int32_t rows = static_cast<int32_t>((out_rows + kTileRows - 1) / kTileRows);
+  const int32_t rows = wgrad_row_tiles(out_rows);
   const ColumnCut<Shape> cut(out_columns);
   const int32_t tiles = rows * cut.tiles();
-  const int32_t per_group = (tiles + 1) / 2;
+  const int32_t per_group = wgrad_pieces_of_group<Shape>(out_rows, out_columns);
   const int64_t pieces = map.G * per_group;
   GroupWindow groups(map);
   BandWalk walk(rows, cut.tiles(), order.band_rows);

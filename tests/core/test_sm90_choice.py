@@ -29,6 +29,12 @@ EVEN = ", groups cut evenly"
 ORDER = ", in order"
 DEMAND = ", on demand"
 ENDS = " from both ends"
+
+
+def bands(rows: int) -> str:
+    return f", in bands of {rows}"
+
+
 GOLDEN = {
     ("mm", 65536, 2048, 1536, 128): TURNS + EVEN + ORDER + DEMAND,
     ("mm", 65536, 768, 2048, 128): TURNS + EVEN + ORDER + DEMAND,
@@ -49,18 +55,21 @@ GOLDEN = {
     ("mm", 81920, 512, 2048, 512): SHARE + EVEN + ORDER + DEMAND,
     ("mm", 8192, 2048, 1536, 128): SHARE + EVEN + ORDER,
     ("mm", 16, 256, 256, 1024): SHARE + EVEN + ORDER,
-    ("wgrad", 65536, 2048, 1536, 128): TURNS + DEMAND + ENDS,
-    ("wgrad", 32768, 7168, 4096, 8): TURNS + DEMAND,  # many rows a group
-    ("wgrad", 32768, 2880, 5760, 128): TURNS + DEMAND + ENDS,
-    ("wgrad", 32767, 2880, 5760, 128): SHARE + DEMAND + ENDS,  # few rows a group
-    ("wgrad", 81920, 512, 2048, 512): SHARE + DEMAND + ENDS,
-    ("wgrad", 8192, 2048, 1536, 128): SHARE + DEMAND + ENDS,  # few products, much to write
-    ("wgrad", 1024, 256, 256, 1): TURNS,  # little of either
-    ("wgrad", 2**31 - 513, 2**31 - 513, 2**31 - 513, 1): TURNS + DEMAND,
-    ("wgrad_acc", 65536, 2048, 1536, 128): SHARE + DEMAND + ENDS,
-    ("wgrad_acc", 8192, 7168, 4096, 8): SHARE + DEMAND + ENDS,
-    ("wgrad_acc", 8193, 7168, 4096, 8): TURNS + DEMAND,  # many rows a group: time to fetch what the result held
-    ("wgrad_acc", 32768, 7168, 4096, 8): TURNS + DEMAND,
+    ("wgrad", 65536, 2048, 1536, 128): TURNS + DEMAND + ENDS + bands(4),
+    ("wgrad", 65536, 1024, 2048, 64): TURNS + DEMAND + ENDS + bands(16),
+    ("wgrad", 32768, 7168, 4096, 8): TURNS + DEMAND + bands(8),  # many rows a group
+    ("wgrad", 32768, 2880, 5760, 128): TURNS + DEMAND + ENDS + bands(4),
+    ("wgrad", 32767, 2880, 5760, 128): SHARE + DEMAND + ENDS + bands(4),  # few rows a group
+    ("wgrad", 81920, 512, 2048, 512): SHARE + DEMAND + ENDS + bands(4),
+    ("wgrad", 8192, 2048, 1536, 128): SHARE + DEMAND + ENDS + bands(4),  # few products, much to write
+    ("wgrad", 1024, 256, 256, 1): TURNS + bands(16),  # little of either
+    ("wgrad", 2**31 - 513, 2**31 - 513, 2**31 - 513, 1): TURNS + DEMAND + bands(8),
+    ("wgrad_acc", 65536, 2048, 1536, 128): SHARE + DEMAND + ENDS + bands(4),
+    ("wgrad_acc", 8192, 7168, 4096, 8): SHARE + DEMAND + ENDS + bands(8),
+    ("wgrad_acc", 8193, 7168, 4096, 8): TURNS
+    + DEMAND
+    + bands(8),  # many rows a group: time to fetch what the result held
+    ("wgrad_acc", 32768, 7168, 4096, 8): TURNS + DEMAND + bands(8),
 }
 
 

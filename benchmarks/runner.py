@@ -118,8 +118,8 @@ class Runner:
         if not any(p.declines(case, self.device) is None and p.role in (OURS, PEER, BOUND) for p in lacking):
             return []
         # The native peers and those of a second sitting bring ours along only where they run at all.
-        others = [p for p in self.peers if p.role == PEER]
-        if others and not there and all(p.declines(case, self.device) is not None for p in others):
+        runs = {p.role for p in self.peers if p.declines(case, self.device) is None}
+        if not there and not runs & {PEER, BOUND} and any(p.role == PEER for p in self.peers):
             return []
         return [p for p in self.peers if p.role == OURS or p in lacking]
 

@@ -170,6 +170,14 @@ def test_a_case_that_only_ours_would_run_is_left_out(tmp_path, monkeypatch):
     assert not path.exists()
 
 
+def test_a_tail_is_measured_though_no_peer_takes_one(tmp_path):
+    path = tmp_path / "results.json"
+    assert _runner(path, "--draws", "tail", "--ops", "fwd").run() == 0
+    entries = load(path)["cases"]["tiny-up/fwd/tail/f32"]["peers"]
+    for name in ("torch_grouped", "torch_grouped without the tail", "torch_grouped without a buffer"):
+        assert entries[name]["status"] == "ok", entries[name]
+
+
 def test_builds_of_ours_are_compared_where_no_peer_was_chosen(tmp_path, monkeypatch):
     names = [("o", OURS), ("other build", OURS), ("bound", "bound")]
     peers = [_Fake(name, role, "works") for name, role in names]

@@ -146,6 +146,21 @@ def test_a_rounded_reference_lies_within_the_bound(dtype):
     assert relative < times  # a norm over everything is smaller than that of the worst row over its bound
 
 
+def test_an_element_handed_on_may_round_the_other_way():
+    p = _problem("mlp", "bf16")
+    y, dx, dw1, dw2 = checking.reference(p)
+    rounded = [t.to(p.dtype) for t in (y, dx, dw1, dw2)]
+    fc2 = p.set(0).w2[next(g for g, rows in enumerate(p.sizes_host) if rows)].to(y.dtype)
+    rows = y.clone()
+    # The first row is made of one element of the activation, which differs by an ulp; the second by eight.
+    rows[0], rows[1] = fc2[:, 0], fc2[:, 0]
+    for row, ulps, least, most in ((0, 1, 0.5, 1.0), (1, 8, 2.0, 9.0)):
+        other = rows.clone()
+        other[row] *= 1 + ulps * 2.0**-7
+        times, _ = checking.times_bound(p, [other.to(p.dtype), *rounded[1:]], [rows, dx, dw1, dw2])
+        assert least < times <= most
+
+
 def _spoil_one_row(y):
     y[-1] *= 1.02
 

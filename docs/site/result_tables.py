@@ -59,12 +59,6 @@ def _case(row: Row) -> str:
     return f"{row.ratio:.2f} ({row.case_id.partition('/')[0]}, {row.best_name})"
 
 
-def products(_: dict[str, Any]) -> str:
-    """The same of the newest run, which stopped before the end of the table."""
-    data = load(FOLDER / "h100_products.json")
-    return f"{machine(data)}\n\n{against_peers(data)}"
-
-
 def second_sitting(_: dict[str, Any]) -> str:
     """TFLOP/s beside peers that want other libraries around them, from the file of their own sitting."""
     cases = load(FOLDER / "h100_second.json")["cases"]
@@ -182,7 +176,6 @@ def draws(data: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "machine": machine,
     "against-peers": against_peers,
-    "products": products,
     "second-sitting": second_sitting,
     "against-bounds": against_bounds,
     "in-jax": in_jax,

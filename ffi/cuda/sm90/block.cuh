@@ -16,6 +16,7 @@
 #pragma once
 
 #include "common/launch.h"
+#include "sm90/deferred.cuh"
 #include "sm90/multiply.cuh"
 
 namespace grouped::cuda::sm90 {
@@ -68,16 +69,37 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     }
   } else {
     take_registers<kMultiplierRegisters>();
-    const int index = warp / 4 - 1;
+    const int index = __shfl_sync(0xffffffffu, warp / 4 - 1, 0);
     RingReader<Shape> ring(shared, index);
     Staging<Shape> staging(shared, index);
     Accumulators<Shape> acc;
     constexpr bool kTakesTurns = Shape::kHalves == 2;
     static_assert(!kTakesTurns || !Work::kOldThroughRing, "old stages would keep the ring from the other");
     Cleaner<Shape> cleaner(shared, index);
-    for (int turn = 0;; turn ^= 1) {
-      const Tile tile = queue.hear_together();
+    typename Work::Later later;
+    Tile heard;
+    bool has_heard = false;
+    const auto hear = [&] {
+      heard = queue.hear_together();
       queue.advance();
+      has_heard = true;
+    };
+    const auto write_next = [&] {
+      if constexpr (Work::kDefers) work.write_next(later, index, shared, staging, ring);
+    };
+    const auto interlude = [&](bool is_over) {
+      if constexpr (Work::kDefers) {
+        if (is_over) {
+          hear();
+        } else {
+          write_next();
+        }
+      }
+    };
+    for (int turn = 0;; turn ^= 1) {
+      if (!Work::kDefers || !has_heard) hear();
+      has_heard = false;
+      const Tile tile = heard;
       if (tile.is_end()) break;
       const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
       if (kTakesTurns && turn != index) {
@@ -99,7 +121,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
         staging.begin_turn();
         continue;
       }
-      multiply_any<Work>(tile, index, shared, ring, cleaner, acc);
+      multiply_any<Work>(tile, index, shared, ring, cleaner, acc, interlude);
       int old_stage = 0;
       for (int i = 0; i < old_stages; ++i) {
         const int stage = ring.next();
@@ -108,7 +130,17 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       if (kTakesTurns && tile.num_blocks == 0) ring.end_turn();
       __syncwarp();
       staging.begin_turn();
-      work.finish(tile, index, acc, shared, staging, ring, old_stage);
+      if (Work::kDefers && tile.num_blocks != 0) {
+        if constexpr (Work::kDefers) {
+          while (later.next < later.pieces) write_next();
+          work.defer(tile, index, acc, shared, staging, ring, later);
+        }
+      } else {
+        work.finish(tile, index, acc, shared, staging, ring, old_stage);
+      }
+    }
+    if constexpr (Work::kDefers) {
+      while (later.next < later.pieces) write_next();
     }
     staging.end_turn();
     if (threadIdx.x % 128 == 0) store_wait();

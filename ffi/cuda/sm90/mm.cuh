@@ -149,6 +149,8 @@ class MmWork {
   using Params = MmTensors<T>;
   static constexpr Major kLeft = kWeight, kRight = Major::kReduction;
   static constexpr bool kCutsReduction = false, kOldThroughRing = false;
+  static constexpr bool kDefers = Shape::kHalves == 1 && kResult != MmResult::kWide;
+  using Later = typename LaterOf<Shape, kDefers>::Type;
 
   __device__ __forceinline__ explicit MmWork(const Params& p) : p_(p) {}
 
@@ -173,7 +175,18 @@ class MmWork {
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
                                          Shared<Shape>, Staging<Shape>& staging, RingReader<Shape>&,
                                          int) const {
-    MmEnding<T, Shape, kResult>(p_.mm, p_.out, tile, index, staging).run(acc);
+    if constexpr (!kDefers) MmEnding<T, Shape, kResult>(p_.mm, p_.out, tile, index, staging).run(acc);
+  }
+
+  __device__ __forceinline__ void defer(const Tile& tile, int index, const Accumulators<Shape>& acc,
+                                        Shared<Shape>, Staging<Shape>& staging, RingReader<Shape>&,
+                                        Later& later) const {
+    MmEnding<T, Shape, kResult>(p_.mm, p_.out, tile, index, staging).defer(acc, later);
+  }
+  __device__ __forceinline__ void write_next(Later& later, int index, Shared<Shape>, Staging<Shape>& staging,
+                                             RingReader<Shape>&) const {
+    if (later.next >= later.pieces) return;
+    MmEnding<T, Shape, kResult>(p_.mm, p_.out, later.tile, index, staging).write_next(later);
   }
 
  private:

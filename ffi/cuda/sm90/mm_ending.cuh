@@ -5,6 +5,7 @@
 #pragma once
 
 #include "portable/mm.cuh"
+#include "sm90/deferred.cuh"
 #include "sm90/pack.cuh"
 #include "sm90/ring.cuh"
 
@@ -56,6 +57,37 @@ class MmEnding {
     }
   }
 
+  __device__ __forceinline__ void defer(const Accumulators<Shape>& acc, Deferred<Shape>& later) {
+    fetch_bias();
+    later.tile = tile_;
+    later.next = 0;
+    later.pieces = exists(0) ? (tile_.num_tokens + kPieceRows - 1) / kPieceRows : 0;
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      if (piece >= later.pieces) break;
+#pragma unroll
+      for (int j = 0; j < kBlocks; j += 2) {
+        const float2 by[2] = {scale(piece, j), scale(piece, j + 1)};
+        const auto word = [&](int i) { return packed<T>(value(acc, piece, 0, j + i / 2, i % 2, by[i / 2])); };
+        later.words[piece * 4 + j / 2] = {word(0), word(1), word(2), word(3)};
+      }
+    }
+  }
+  __device__ __forceinline__ void write_next(Deferred<Shape>& later) {
+    const uint32_t buffer = staging_.next();
+    later.write([&](auto number, uint4 a, uint4 b, uint4 c, uint4 d) {
+      constexpr int kNumber = decltype(number)::value;
+      stmatrix_x4_transposed<kNumber>(buffer + turned_offset(0), a.x, a.y, a.z, a.w);
+      stmatrix_x4_transposed<kNumber>(buffer + turned_offset(2), b.x, b.y, b.z, b.w);
+      stmatrix_x4_transposed<kNumber>(buffer + turned_offset(4), c.x, c.y, c.z, c.w);
+      stmatrix_x4_transposed<kNumber>(buffer + turned_offset(6), d.x, d.y, d.z, d.w);
+    });
+    staging_.written(later.next, kPieces);
+    send(later.next, buffer);
+    staging_.sent();
+    ++later.next;
+  }
+
  private:
   __device__ __forceinline__ bool has_bias() const { return !kPlain && mm_.bias.data != nullptr; }
   __device__ __forceinline__ bool has_scale() const { return !kPlain && mm_.row_scale.data != nullptr; }
@@ -102,11 +134,15 @@ class MmEnding {
     return buffer + (half * kLines + line) * kCopyBytes;
   }
 
+  // Where in a copy the 16 bytes are that this thread names for blocks `j` and j + 1.
+  __device__ __forceinline__ static uint32_t turned_offset(int j) {
+    const int thread = threadIdx.x % 128;
+    const int lane = thread % 32;
+    return line_offset((j + lane / 16) * 8 + lane % 8, thread / 32 * 2 + lane / 8 % 2);
+  }
   // The half's copies of the piece, from `to` on.
   __device__ __forceinline__ void write(const Accumulators<Shape>& acc, int piece, int half,
                                         uint32_t to) const {
-    const int thread = threadIdx.x % 128;
-    const int lane = thread % 32;
     if constexpr (kWide) {
 #pragma unroll
       for (int j = 0; j < kBlocks; ++j) {
@@ -128,9 +164,7 @@ class MmEnding {
         uint32_t m[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) m[i] = packed<T>(value(acc, piece, half, j + i / 2, i % 2, by[i / 2]));
-        const int line = (j + lane / 16) * 8 + lane % 8;
-        const int unit = thread / 32 * 2 + lane / 8 % 2;
-        stmatrix_x4_transposed(to + line_offset(line, unit), m[0], m[1], m[2], m[3]);
+        stmatrix_x4_transposed(to + turned_offset(j), m[0], m[1], m[2], m[3]);
       }
     }
   }

@@ -46,12 +46,14 @@ class Cleaner {
   uint32_t parity_ = 0;  // one bit a stage
 };
 
-// acc = left right over the tile's blocks, by multiplier `index`, for tiles of kWidth columns.
-template <typename Work, int kWidth>
+// acc = left right over the tile's blocks, by multiplier `index`, for tiles of kWidth columns. interlude(is_over): what
+// else to do while the products of a block are made; once more, and is_over, while the last ones are.
+template <typename Work, int kWidth, typename Interlude>
 __device__ __forceinline__ void multiply(const Tile& tile, int index, Shared<typename Work::Shape> shared,
                                          RingReader<typename Work::Shape>& ring,
                                          Cleaner<typename Work::Shape>& cleaner,
-                                         Accumulators<typename Work::Shape>& acc) {
+                                         Accumulators<typename Work::Shape>& acc,
+                                         const Interlude& interlude) {
   using Instruction = Wgmma<typename Work::Element, kWidth, Work::kLeft, Work::kRight>;
   constexpr int kHalves = Work::Shape::kHalves;
   constexpr uint32_t kLeftStep = kStepBytes<Work::kLeft> / 16;  // in a descriptor
@@ -96,22 +98,25 @@ __device__ __forceinline__ void multiply(const Tile& tile, int index, Shared<typ
     wgmma_commit();
     pin_all();
     last = stage;
+    interlude(false);
   }
+  interlude(true);
   wgmma_wait<0>();
   pin_all();
   if (tile.num_blocks > 0) ring.release(last);
 }
 
-template <typename Work, int kWidth = kWidthStep>
+template <typename Work, int kWidth = kWidthStep, typename Interlude>
 __device__ __forceinline__ void multiply_any(const Tile& tile, int index, Shared<typename Work::Shape> shared,
                                              RingReader<typename Work::Shape>& ring,
                                              Cleaner<typename Work::Shape>& cleaner,
-                                             Accumulators<typename Work::Shape>& acc) {
+                                             Accumulators<typename Work::Shape>& acc,
+                                             const Interlude& interlude) {
   constexpr int kMaxWidth = Work::Shape::kMaxWidth;
   if (tile.width <= kWidth || kWidth == kMaxWidth) {
-    multiply<Work, kWidth>(tile, index, shared, ring, cleaner, acc);
+    multiply<Work, kWidth>(tile, index, shared, ring, cleaner, acc, interlude);
   } else if constexpr (kWidth < kMaxWidth) {
-    multiply_any<Work, kWidth + kWidthStep>(tile, index, shared, ring, cleaner, acc);
+    multiply_any<Work, kWidth + kWidthStep>(tile, index, shared, ring, cleaner, acc, interlude);
   }
 }
 

@@ -231,17 +231,19 @@ __device__ __forceinline__ void store_wait_read() {
 __device__ __forceinline__ void store_wait() { asm volatile("cp.async.bulk.wait_group 0;\n" ::: "memory"); }
 
 // Four 8x8 matrices of 16-bit elements from fragments; lane l names row l % 8 of matrix l / 8.
+template <int kTag = 0>
 __device__ __forceinline__ void stmatrix_x4(uint32_t shared, uint32_t m0, uint32_t m1, uint32_t m2,
                                             uint32_t m3) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared::cta.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared),
-               "r"(m0), "r"(m1), "r"(m2), "r"(m3)
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared::cta.b16 [%0], {%1, %2, %3, %4}; // %5\n" ::"r"(shared),
+               "r"(m0), "r"(m1), "r"(m2), "r"(m3), "n"(kTag)
                : "memory");
 }
 // Transposed: line l % 8 of matrix l / 8 gets column l % 8 of the fragment.
+template <int kTag = 0>
 __device__ __forceinline__ void stmatrix_x4_transposed(uint32_t shared, uint32_t m0, uint32_t m1, uint32_t m2,
                                                        uint32_t m3) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared::cta.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared),
-               "r"(m0), "r"(m1), "r"(m2), "r"(m3)
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared::cta.b16 [%0], {%1, %2, %3, %4}; // %5\n" ::"r"(shared),
+               "r"(m0), "r"(m1), "r"(m2), "r"(m3), "n"(kTag)
                : "memory");
 }
 __device__ __forceinline__ void store_shared_4(uint32_t shared, float v) {

@@ -136,6 +136,8 @@ class WgradWork {
   static constexpr Major kLeft = Major::kOuter, kRight = Major::kOuter;
   static constexpr bool kCutsReduction = true;
   static constexpr bool kOldThroughRing = kAdds && Shape::kOldThroughRing;
+  static constexpr bool kDefers = Shape::kHalves == 1 && !kWide && !kAdds;
+  using Later = typename LaterOf<Shape, kDefers>::Type;
 
   __device__ __forceinline__ explicit WgradWork(const Params& p) : p_(p) {}
 
@@ -173,9 +175,20 @@ class WgradWork {
     WgradEnding<T, Shape, kWide, kAdds> ending(p_, tile, index, shared, staging, ring, old_stage);
     if (!kAdds && tile.num_blocks == 0) {
       ending.run_empty();
-    } else {
+    } else if constexpr (!kDefers) {
       ending.run(acc);
     }
+  }
+
+  __device__ __forceinline__ void defer(const Tile& tile, int index, const Accumulators<Shape>& acc,
+                                        Shared<Shape> shared, Staging<Shape>& staging,
+                                        RingReader<Shape>& ring, Later& later) const {
+    WgradEnding<T, Shape, kWide, kAdds>(p_, tile, index, shared, staging, ring, 0).defer(acc, later);
+  }
+  __device__ __forceinline__ void write_next(Later& later, int index, Shared<Shape> shared,
+                                             Staging<Shape>& staging, RingReader<Shape>& ring) const {
+    if (later.next >= later.pieces) return;
+    WgradEnding<T, Shape, kWide, kAdds>(p_, later.tile, index, shared, staging, ring, 0).write_next(later);
   }
 
  private:

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "portable/wgrad.cuh"
+#include "sm90/deferred.cuh"
 #include "sm90/pack.cuh"
 #include "sm90/wgrad_schedule.cuh"
 
@@ -86,6 +87,38 @@ class WgradEnding {
     if constexpr (kAdds && !kAddsInPlace) {
       while (released_ < tile_.old_stages()) release();
     }
+  }
+
+  __device__ __forceinline__ void defer(const Accumulators<Shape>& acc, Deferred<Shape>& later) const {
+    later.tile = tile_;
+    later.next = 0;
+    later.pieces = (tile_.width + kColumns - 1) / kColumns;
+#pragma unroll
+    for (int piece = 0; piece < kColumnPieces; ++piece) {
+      if (piece >= later.pieces) break;
+#pragma unroll
+      for (int i = piece * 4; i < piece * 4 + 4; ++i) {
+        const auto word = [&](int w) { return packed<T>({acc[0][i * 8 + w * 2], acc[0][i * 8 + w * 2 + 1]}); };
+        later.words[i] = {word(0), word(1), word(2), word(3)};
+      }
+    }
+  }
+  __device__ __forceinline__ void write_next(Deferred<Shape>& later) {
+    const uint32_t buffer = staging_.next();
+    later.write([&](auto number, uint4 a, uint4 b, uint4 c, uint4 d) {
+      constexpr int kNumber = decltype(number)::value;
+      stmatrix_x4<kNumber>(at_narrow(buffer, 0), a.x, a.y, a.z, a.w);
+      stmatrix_x4<kNumber>(at_narrow(buffer, 2), b.x, b.y, b.z, b.w);
+      stmatrix_x4<kNumber>(at_narrow(buffer, 4), c.x, c.y, c.z, c.w);
+      stmatrix_x4<kNumber>(at_narrow(buffer, 6), d.x, d.y, d.z, d.w);
+    });
+    staging_.written(later.next, kColumnPieces);
+    if (threadIdx.x % 128 == 0) {
+      store_box(p_.out, buffer, tile_.column + later.next * kColumns, tile_.row + tile_half(0) * 64,
+                tile_.group);
+    }
+    staging_.sent();
+    ++later.next;
   }
 
   // Zeros, without the accumulators, which an empty group leaves as they were. A loop, because zeroing them

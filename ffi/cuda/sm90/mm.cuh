@@ -160,8 +160,16 @@ class MmWork {
     prefetch_tensor_map(p_.out);
   }
   __device__ __forceinline__ void schedule(Shared<Shape> shared, TileQueue<Shape>& queue) const {
+    const auto fetch_ahead = [&](int64_t group, int64_t part, int64_t parts) {
+      const int64_t bytes = p_.mm.K * p_.mm.N * 2;
+      const int64_t share = (bytes + parts * 128 - 1) / (parts * 128) * 128;
+      const int64_t at = part * share;
+      if (at < bytes)
+        fetch_into_l2(reinterpret_cast<const char*>(p_.mm.weight) + group * bytes + at,
+                      min(share, bytes - at));
+    };
     schedule_mm(p_.sizes, p_.mm.N, static_cast<int32_t>((p_.mm.K + kReduceTile - 1) / kReduceTile), p_.order,
-                shared, queue);
+                fetch_ahead, shared, queue);
   }
   __device__ __forceinline__ void side_work(int thread, int threads) const {
     if (!p_.mm.zero_tail) return;

@@ -37,9 +37,9 @@ struct MmPieces {
 // Row tiles walked down before one piece right: tiles that run together then share operands in L2.
 inline constexpr int kBandRows = 16;
 
-template <typename Shape>
+template <typename Shape, typename FetchAhead>
 __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, int32_t num_blocks,
-                                            const MmOrder& order, Shared<Shape> shared,
+                                            const MmOrder& order, const FetchAhead& fetch_ahead, Shared<Shape> shared,
                                             TileQueue<Shape>& queue) {
   const int64_t feature_tiles = (N + kTileRows - 1) / kTileRows;
   const int64_t pairs = feature_tiles / 2;
@@ -80,6 +80,8 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
       tile.num_blocks = num_blocks;
       tile.flags = flags | (tile.width == 0 ? Tile::kIsIdle : 0);
       queue.tell(tile);
+      if (order.in_order && place.group + 1 < sizes.count && size_at(sizes, place.group + 1) > 0)
+        fetch_ahead(place.group + 1, in_group * 2 + rank, pieces.count(place.num_rows) * 2);
     }
   }
   queue.tell(end_tile());

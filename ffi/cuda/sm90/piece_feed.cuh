@@ -30,6 +30,7 @@ class PieceFeed {
     }
   }
 
+  __device__ __forceinline__ int half() const { return half_; }
   // How often the walk over the work begins anew: for the own half's share, then for the other's.
   __device__ __forceinline__ int rounds() const { return counters_ == nullptr ? 1 : 2; }
 

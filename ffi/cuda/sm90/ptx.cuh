@@ -150,6 +150,23 @@ __device__ __forceinline__ void async_proxy_fence() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
 
+// Asks L2 for memory that will be read soon. By a warp; `from` and `bytes` are multiples of 16.
+__device__ __forceinline__ void fetch_into_l2(const void* from, int64_t bytes) {
+  const char* at = static_cast<const char*>(from);
+#if GROUPED_PF == 2
+  if (threadIdx.x % 32 == 0) {
+    for (int64_t i = 0; i < bytes; i += 2048) {
+      const uint32_t n = static_cast<uint32_t>(bytes - i < 2048 ? bytes - i : 2048);
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(at + i), "r"(n) : "memory");
+    }
+  }
+#else
+  for (int64_t i = threadIdx.x % 32 * 128; i < bytes; i += 32 * 128)
+    asm volatile("prefetch.global.L2 [%0];\n" ::"l"(at + i) : "memory");
+#endif
+  __syncwarp();
+}
+
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));

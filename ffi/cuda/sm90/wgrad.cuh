@@ -156,8 +156,17 @@ class WgradWork {
       const int panels = kWide ? width / 32 : (width + 63) / 64;
       return (panels + kOldPanels<Shape> - 1) / kOldPanels<Shape>;
     };
-    schedule_wgrad<Shape>(p_.wgrad.map, p_.wgrad.rows, p_.wgrad.columns, kAdds, old_stages, p_.order, shared,
-                          queue);
+    const auto fetch_ahead = [&](int64_t begin, int64_t end, int64_t part, int64_t parts) {
+      const bool is_left = cluster_rank() == 0;
+      const int64_t width = is_left ? p_.wgrad.rows : p_.wgrad.columns;
+      const T* from = (is_left ? p_.wgrad.left : p_.wgrad.right) + begin * width;
+      const int64_t bytes = (end - begin) * width * 2;
+      const int64_t share = (bytes + parts * 128 - 1) / (parts * 128) * 128;
+      const int64_t at = part * share;
+      if (at < bytes) fetch_into_l2(reinterpret_cast<const char*>(from) + at, min(share, bytes - at));
+    };
+    schedule_wgrad<Shape>(p_.wgrad.map, p_.wgrad.rows, p_.wgrad.columns, kAdds, old_stages, fetch_ahead,
+                          p_.order, shared, queue);
   }
   __device__ __forceinline__ void side_work(int, int) const {}
 

@@ -55,6 +55,11 @@ class WgradFeed {
   __device__ __forceinline__ WgradFeed(const WgradOrder& order, int64_t pieces, Shared<Shape> shared)
       : order_(order), pieces_(pieces), feed_(order.counters, shared) {}
 
+  // What will come next of the order, as far as is known: one further, or one back. 0: unknown.
+  __device__ __forceinline__ int ahead() const {
+    if (order_.counters == nullptr || !order_.from_both_ends) return 0;
+    return feed_.half() == 0 ? 1 : -1;
+  }
   // Past the last one: `pieces` or more. Turns go forth and back: what a cluster gains in one it loses in the
   // next.
   __device__ __forceinline__ int64_t next() {
@@ -81,9 +86,10 @@ class WgradFeed {
 // The tiles of each group's whole result, two at once. A cluster stays in one group, so that both of its
 // blocks reduce over the same rows; past the end of an odd group the second block idles. Groups are counted
 // in the map's order. old_stages(width): of a tile.
-template <typename Shape, typename OldStages>
+template <typename Shape, typename OldStages, typename FetchAhead>
 __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_rows, int64_t out_columns,
                                                bool skip_empty, const OldStages& old_stages,
+                                               const FetchAhead& fetch_ahead,
                                                const WgradOrder& order, Shared<Shape> shared,
                                                TileQueue<Shape>& queue) {
   const int64_t rank = cluster_rank();
@@ -121,6 +127,11 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
       tile.flags |= Tile::kSharesRight;
     }
     queue.tell(tile);
+    const int64_t ahead = place + feed.ahead();
+    if (ahead != place && ahead >= 0 && ahead < map.G) {
+      const int64_t next = map.order[ahead];
+      fetch_ahead(map.offsets[next], map.offsets[next + 1], first / 2, per_group);
+    }
   }
   queue.tell(end_tile());
 }

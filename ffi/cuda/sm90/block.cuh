@@ -40,7 +40,8 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     for (int index = 0; index < kMultipliers; ++index) {
       barrier_init(shared.may_go(index), 4);
       barrier_init(shared.may_write(index), 128);
-      for (int piece = 0; piece < shared.kFetches; ++piece) barrier_init(shared.fetched(index, piece), 1);
+      for (int piece = 0; piece < shared.kFetches; ++piece)
+        barrier_init(shared.fetched(index, piece), Shape::kHasSender && index == 0 ? 128 : 1);
     }
     for (int slot = 0; slot < shared.kFeedSlots; ++slot) {
       barrier_init(shared.fed(slot), 1);
@@ -64,7 +65,12 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     } else if (warp == 2) {
       work.schedule(shared, queue);
     } else {
-      work.side_work(threadIdx.x - 96, 32);
+      if constexpr (Shape::kHasSender) {
+        if (elect_lane()) send(work, shared, queue);
+        __syncwarp();
+      } else {
+        work.side_work(threadIdx.x - 96, 32);
+      }
     }
   } else {
     take_registers<kMultiplierRegisters>();
@@ -82,6 +88,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
       if (kTakesTurns && turn != index) {
         ring.skip(tile.num_blocks);
+        if constexpr (Shape::kHasSender) staging.skip(work.num_pieces(tile));
         continue;
       }
       staging.end_turn();  // of its last tile, whose pieces have left by now
@@ -109,6 +116,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       __syncwarp();
       staging.begin_turn();
       work.finish(tile, index, acc, shared, staging, ring, old_stage);
+      if (Shape::kHasSender) staging.end_turn();
     }
     staging.end_turn();
     if (threadIdx.x % 128 == 0) store_wait();

@@ -11,7 +11,7 @@ namespace grouped::cuda::sm90 {
 template <typename Shape>
 class TileQueue {
  public:
-  static constexpr uint32_t kListeners = 2 + kMultipliers * 4;  // warps
+  static constexpr uint32_t kListeners = 2 + kMultipliers * 4 + (Shape::kHasSender ? 1 : 0);  // warps
 
   __device__ __forceinline__ TileQueue(Shared<Shape> shared, unsigned char* memory)
       : shared_(shared), tiles_(reinterpret_cast<int4*>(memory + Shared<Shape>::kTileQueue)) {}
@@ -171,7 +171,7 @@ class Staging {
       __syncwarp();  // whole warps write the pieces
       turn_ ^= 1;
       has_turn_ = true;
-      slot_ = 0;
+      if (!Shape::kHasSender) slot_ = 0;
     }
   }
   // If a turn has begun. Well after the last piece was sent, since this waits until the copy engine has read
@@ -180,13 +180,16 @@ class Staging {
   __device__ __forceinline__ void end_turn() {
     if (!Shape::kSharesBuffers || !has_turn_) return;
     has_turn_ = false;
-    if (threadIdx.x % 128 == 0) store_wait_read<0>();
+    if (!Shape::kHasSender && threadIdx.x % 128 == 0) store_wait_read<0>();
     barrier_arrive(shared_.may_write(1 - index_));
   }
 
   // Where to write the next piece.
   __device__ __forceinline__ uint32_t next() const {
-    if constexpr (!kMeetsOnce) {
+    if constexpr (Shape::kHasSender) {
+      barrier_wait(shared_.freed(slot_), parity_ ^ 1);
+      __syncwarp();
+    } else if constexpr (!kMeetsOnce) {
       if (threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 1>();
       named_barrier<128>(1 + index_);
     }
@@ -196,14 +199,24 @@ class Staging {
   // those of the tile.
   __device__ __forceinline__ void written(int piece, int pieces) const {
     async_proxy_fence();
+    if constexpr (Shape::kHasSender) {
+      barrier_arrive(shared_.full(slot_));
+      return;
+    }
     const bool needs_next = !Shape::kSharesBuffers || (piece + 1 >= Shape::kPieces && piece + 1 < pieces);
     if (kMeetsOnce && needs_next && threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 2>();
     named_barrier<128>(1 + index_);
   }
   // Its copies, if any, are under way.
   __device__ __forceinline__ void sent() {
-    if (threadIdx.x % 128 == 0) store_commit();
+    if (!Shape::kHasSender && threadIdx.x % 128 == 0) store_commit();
     advance();
+  }
+  // Past pieces that are the other multiplier's.
+  __device__ __forceinline__ void skip(int pieces) {
+    const int to = slot_ + pieces;
+    parity_ ^= static_cast<uint32_t>(to / Shape::kPieces) & 1;
+    slot_ = to % Shape::kPieces;
   }
 
   // By the sending thread: `copy(to, filled)` begins to fill the buffer of the next piece, or of the one
@@ -249,5 +262,38 @@ class Staging {
   int slot_ = 0;
   uint32_t parity_ = 0;  // of the barriers of fetched pieces
 };
+
+// All pieces of all tiles, by one lane: gives each to the copy engine and says when its buffer is free again.
+template <typename Work>
+__device__ __forceinline__ void send(const Work& work, Shared<typename Work::Shape> shared,
+                                     TileQueue<typename Work::Shape> queue) {
+  using Shape = typename Work::Shape;
+  Cursor<Shape::kPieces> ring;
+  for (;;) {
+    const Tile tile = queue.hear();
+    queue.forget();
+    queue.advance();
+    if (tile.is_end()) break;
+    const int pieces = work.num_pieces(tile);
+    int last = 0;
+#pragma unroll 1
+    for (int piece = 0; piece < pieces; ++piece) {
+      barrier_wait(shared.full(ring.at), ring.parity);
+      work.send(tile, piece, shared.staging(0) + ring.at * Shared<Shape>::kPieceBytes);
+      store_commit();
+      if (piece != 0) {
+        store_wait_read<1>();
+        barrier_arrive(shared.freed(last));
+      }
+      last = ring.at;
+      ring.advance();
+    }
+    if (pieces > 0) {
+      store_wait_read<0>();
+      barrier_arrive(shared.freed(last));
+    }
+  }
+  store_wait();
+}
 
 }  // namespace grouped::cuda::sm90

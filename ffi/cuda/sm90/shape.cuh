@@ -56,7 +56,12 @@ struct TakeTurns {
   static constexpr int kPieces = 3;
   // Whose turn it is to write has all buffers; else each multiplier has its own.
   static constexpr bool kSharesBuffers = true;
+  // A warp of its own gives pieces to the copy engine, so that the multipliers need not meet over them.
+  static constexpr bool kHasSender = false;
   static constexpr bool kOldThroughRing = false;
+};
+struct TakeTurnsSending : TakeTurns {
+  static constexpr bool kHasSender = true;
 };
 // The same where results are added to what was there. That arrives in the buffers of the pieces, well before,
 // because in the ring it would keep the other multiplier from its operands; so each has its own buffers.
@@ -75,6 +80,7 @@ struct ShareTiles {
   static constexpr int kPieceHalves = 1;
   static constexpr int kPieces = 2;
   static constexpr bool kSharesBuffers = false;
+  static constexpr bool kHasSender = false;
   // It arrives in the ring, which has room for more of it on its way than two buffers.
   static constexpr bool kOldThroughRing = true;
 };
@@ -136,6 +142,9 @@ struct Shared {
   __device__ __forceinline__ uint32_t fetched(int multiplier, int piece) const {
     return base + kFetched + (multiplier * kFetches + piece) * 8;
   }
+  // Where there is a sender, the same barriers for the buffers that the multipliers share: written; read.
+  __device__ __forceinline__ uint32_t full(int piece) const { return fetched(0, piece); }
+  __device__ __forceinline__ uint32_t freed(int piece) const { return fetched(1, piece); }
   __device__ __forceinline__ uint32_t filled(int stage) const { return base + kBarriers + stage * 8; }
   __device__ __forceinline__ uint32_t emptied(int stage) const { return filled(kStages + stage); }
   // Of a tile in the queue: the scheduler has told it; all have heard it.

@@ -160,6 +160,12 @@ class WgradWork {
                           queue);
   }
   __device__ __forceinline__ void side_work(int, int) const {}
+  __device__ __forceinline__ int num_pieces(const Tile& tile) const {
+    return WgradEnding<T, Shape, kWide, kAdds>::num_pieces(tile);
+  }
+  __device__ __forceinline__ void send(const Tile& tile, int piece, uint32_t buffer) const {
+    WgradEnding<T, Shape, kWide, kAdds>::send(p_, tile, piece, buffer);
+  }
 
   __device__ __forceinline__ void prepare(const Tile& tile, const Staging<Shape>& staging) const {
     if constexpr (kAdds && !kOldThroughRing) {
@@ -246,7 +252,7 @@ Status wgrad(const WgradProblem& p, const Config& config, const Launch& launch) 
     return config.takes_turns ? wgrad_in<T, true, TakeTurnsAdding>(p, config, launch)
                               : wgrad_in<T, true, ShareTiles>(p, config, launch);
   }
-  return config.takes_turns ? wgrad_in<T, false, TakeTurns>(p, config, launch)
+  return config.takes_turns ? wgrad_in<T, false, TakeTurnsSending>(p, config, launch)
                             : wgrad_in<T, false, ShareTiles>(p, config, launch);
 }
 

@@ -58,6 +58,13 @@ class WgradEnding {
   static_assert(kLineBytesOut == 64 || kLineBytesOut == 128, "the copy engine swizzles these");
 
  public:
+  static __device__ __forceinline__ int num_pieces(const Tile& tile) {
+    static_assert(Shape::kPieceHalves == 2);
+    return tile.is_idle() ? 0 : (tile.width + kColumns - 1) / kColumns;
+  }
+  static __device__ __forceinline__ void send(const WgradTensors<T>& p, const Tile& tile, int piece, uint32_t buffer) {
+    store_box(p.out, buffer, tile.column + piece * kColumns, tile.row, tile.group);
+  }
   __device__ __forceinline__ WgradEnding(const WgradTensors<T>& p, const Tile& tile, int index,
                                          Shared<Shape> shared, Staging<Shape>& staging,
                                          RingReader<Shape>& ring, int old_stage)
@@ -99,7 +106,7 @@ class WgradEnding {
         for (uint32_t at = threadIdx.x % 128 * 16; at < Shared<Shape>::kPieceBytes; at += 128 * 16)
           zero_shared_16(buffer + at);
         staging_.written(piece, kColumnPieces);
-        if (threadIdx.x % 128 == 0) {
+        if (!Shape::kHasSender && threadIdx.x % 128 == 0) {
           store_box(p_.out, buffer, tile_.column + piece * kColumns, tile_.row + tile_half(half) * 64,
                     tile_.group);
         }
@@ -231,7 +238,7 @@ class WgradEnding {
     }
     const int column = tile_.column + piece * kColumns;
     const int row = tile_.row + tile_half(half) * 64;
-    const bool sends = threadIdx.x % 128 == 0;
+    const bool sends = !Shape::kHasSender && threadIdx.x % 128 == 0;
     if (sends) store_box(p_.out, buffer, column, row, tile_.group);
     staging_.sent();
     if constexpr (kAddsInPlace) {

@@ -17,6 +17,7 @@
 
 #include "common/launch.h"
 #include "sm90/multiply.cuh"
+#include "sm90/staging.cuh"
 
 namespace grouped::cuda::sm90 {
 
@@ -39,7 +40,8 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     }
     for (int index = 0; index < kMultipliers; ++index) {
       barrier_init(shared.may_go(index), 4);
-      barrier_init(shared.may_write(index), 128);
+      for (int part = 0; part < 4; ++part)
+        barrier_init(shared.may_write(index, part), Work::Staging::kTurnThreads);
       for (int piece = 0; piece < shared.kFetches; ++piece) barrier_init(shared.fetched(index, piece), 1);
     }
     for (int slot = 0; slot < shared.kFeedSlots; ++slot) {
@@ -71,7 +73,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     take_registers<kMultiplierRegisters>();
     const int index = warp / 4 - 1;
     RingReader<Shape> ring(shared, index);
-    Staging<Shape> staging(shared, index);
+    typename Work::Staging staging(shared, index);
     Accumulators<Shape> acc;
     constexpr bool kTakesTurns = Shape::kHalves == 2;
     static_assert(!kTakesTurns || !Work::kOldThroughRing, "old stages would keep the ring from the other");
@@ -80,6 +82,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       const Tile tile = queue.hear_together();
       queue.advance();
       if (tile.is_end()) break;
+      if (Work::Staging::kEndsTurnsEarly) staging.end_turn();
       const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
       if (kTakesTurns && turn != index) {
         ring.skip(tile.num_blocks);
@@ -112,7 +115,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       work.finish(tile, index, acc, shared, staging, ring, old_stage);
     }
     staging.end_turn();
-    if (threadIdx.x % 128 == 0) store_wait();
+    if (threadIdx.x % 32 == 0) store_wait();
     __syncwarp();
   }
   cluster_sync();  // nothing may still copy into, or arrive at, a block that has gone

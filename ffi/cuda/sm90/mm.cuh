@@ -149,6 +149,7 @@ class MmWork {
   using Params = MmTensors<T>;
   static constexpr Major kLeft = kWeight, kRight = Major::kReduction;
   static constexpr bool kCutsReduction = false, kOldThroughRing = false;
+  using Staging = sm90::Staging<Shape>;
 
   __device__ __forceinline__ explicit MmWork(const Params& p) : p_(p) {}
 
@@ -168,10 +169,10 @@ class MmWork {
     mm_zero_tail(p_.mm, last_row(p_.sizes), blockIdx.x * int64_t{32} + threadIdx.x % 32,
                  gridDim.x * int64_t{32});
   }
-  __device__ __forceinline__ void prepare(const Tile&, const Staging<Shape>&) const {}
+  __device__ __forceinline__ void prepare(const Tile&, const Staging&) const {}
 
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
-                                         Shared<Shape>, Staging<Shape>& staging, RingReader<Shape>&,
+                                         Shared<Shape>, Staging& staging, RingReader<Shape>&,
                                          int) const {
     MmEnding<T, Shape, kResult>(p_.mm, p_.out, tile, index, staging).run(acc);
   }

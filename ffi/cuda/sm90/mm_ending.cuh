@@ -6,7 +6,7 @@
 
 #include "portable/mm.cuh"
 #include "sm90/pack.cuh"
-#include "sm90/ring.cuh"
+#include "sm90/staging.cuh"
 
 namespace grouped::cuda::sm90 {
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the warps of a block hand each other work: the queue of tiles, the ring of operand stages, the buffers
-// through which results leave.
+// How the warps of a block hand each other work: the queue of tiles, the ring of operand stages.
 #pragma once
 
 #include "sm90/shape.cuh"
@@ -152,106 +151,6 @@ class RingReader {
   int index_;
   uint32_t turn_;
   Cursor<Shape::kStages> cursor_;
-};
-
-// Buffers through which one multiplier's result leaves: each piece by next(), written(), sent(). Where what
-// the result held comes here too, by fetch(), well before, then fetched(), added(), sent().
-template <typename Shape>
-class Staging {
-  // With three or more, the thread that sends the pieces makes sure that the next one is free before all meet
-  // over the one that they wrote. With two that would wait for the copy just begun, so they meet once more.
-  static constexpr bool kMeetsOnce = Shape::kPieces > 2;
-  static_assert(kMeetsOnce || !Shape::kSharesBuffers, "all of a turn's buffers are free when it begins");
-
- public:
-  __device__ __forceinline__ Staging(Shared<Shape> shared, int index)
-      : shared_(shared), buffers_(shared.staging(index)), index_(index), turn_(index == 0 ? 1 : 0) {}
-
-  // Where the multipliers share the buffers each has them for all pieces of a tile, by turns. begin_turn()
-  // waits until the other's pieces have left them.
-  __device__ __forceinline__ void begin_turn() {
-    if constexpr (Shape::kSharesBuffers) {
-      barrier_wait(shared_.may_write(index_), turn_);
-      __syncwarp();  // whole warps write the pieces
-      turn_ ^= 1;
-      has_turn_ = true;
-      slot_ = 0;
-    }
-  }
-  // If a turn has begun. Well after the last piece was sent, since this waits until the copy engine has read
-  // it. By each thread, as it may have read the buffers itself: racecheck follows neither meetings of a warp
-  // nor named barriers that some only arrive at.
-  __device__ __forceinline__ void end_turn() {
-    if (!Shape::kSharesBuffers || !has_turn_) return;
-    has_turn_ = false;
-    if (threadIdx.x % 128 == 0) store_wait_read<0>();
-    barrier_arrive(shared_.may_write(1 - index_));
-  }
-
-  // Where to write the next piece.
-  __device__ __forceinline__ uint32_t next() const {
-    if constexpr (!kMeetsOnce) {
-      if (threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 1>();
-      named_barrier<128>(1 + index_);
-    }
-    return buffer(slot_);
-  }
-  // All threads have written it, and the copy engine may read it. `piece`: its number in the tile, `pieces`:
-  // those of the tile.
-  __device__ __forceinline__ void written(int piece, int pieces) const {
-    async_proxy_fence();
-    const bool needs_next = !Shape::kSharesBuffers || (piece + 1 >= Shape::kPieces && piece + 1 < pieces);
-    if (kMeetsOnce && needs_next && threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 2>();
-    named_barrier<128>(1 + index_);
-  }
-  // Its copies, if any, are under way.
-  __device__ __forceinline__ void sent() {
-    if (threadIdx.x % 128 == 0) store_commit();
-    advance();
-  }
-
-  // By the sending thread: `copy(to, filled)` begins to fill the buffer of the next piece, or of the one
-  // `ahead` behind it. The copy engine must have read what they held.
-  template <typename Copy>
-  __device__ __forceinline__ void fetch(int ahead, const Copy& copy) const {
-    const int slot = slot_ + ahead < Shape::kPieces ? slot_ + ahead : slot_ + ahead - Shape::kPieces;
-    const uint32_t filled = shared_.fetched(index_, slot);
-    barrier_expect(filled, Shared<Shape>::kPieceBytes);
-    copy(buffer(slot), filled);
-  }
-  // Where the next piece's old values are, and its new ones go.
-  __device__ __forceinline__ uint32_t fetched() const {
-    barrier_wait(shared_.fetched(index_, slot_), parity_);
-    __syncwarp();
-    return buffer(slot_);
-  }
-  // All threads have added to it, and the copy engine may read it. That the next buffer is free is for its
-  // own barrier to say.
-  __device__ __forceinline__ void added() const {
-    async_proxy_fence();
-    named_barrier<128>(1 + index_);
-  }
-  // By the sending thread: then only the newest of its pieces may still be read.
-  __device__ __forceinline__ void wait_for_older() const { store_wait_read<1>(); }
-
- private:
-  __device__ __forceinline__ uint32_t buffer(int slot) const {
-    return buffers_ + slot * Shared<Shape>::kPieceBytes;
-  }
-  __device__ __forceinline__ void advance() {
-    if (++slot_ == Shape::kPieces) {
-      slot_ = 0;
-      parity_ ^= 1;
-    }
-  }
-
-  Shared<Shape> shared_;
-  uint32_t buffers_;
-  int index_;
-  uint32_t turn_;  // the parity of the next one
-  bool has_turn_ = false;
-  int slot_ = 0;
-  uint32_t parity_ = 0;  // of the barriers of fetched pieces
 };
 
 }  // namespace grouped::cuda::sm90

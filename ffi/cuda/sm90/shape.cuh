@@ -115,7 +115,7 @@ struct Shared {
   static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
   static constexpr int kFeedSlots =
       1;  // for pieces on their way from the first block's scheduler to the other's
-  static constexpr uint32_t kPieceFeed = kBarriers + (3 * kStages + 2 * kTiles + 2 * kMultipliers) * 8;
+  static constexpr uint32_t kPieceFeed = kBarriers + (3 * kStages + 2 * kTiles + 5 * kMultipliers) * 8;
   static constexpr int kFetches = Shape::kOldThroughRing ? 0 : Shape::kPieces;  // buffers that are filled
   static constexpr uint32_t kFetched = kPieceFeed + 3 * kFeedSlots * 8;
   static constexpr uint32_t kBytes = kFetched + kMultipliers * kFetches * 8;
@@ -145,14 +145,14 @@ struct Shared {
   __device__ __forceinline__ uint32_t may_go(int multiplier) const {
     return filled(2 * kStages + 2 * kTiles + multiplier);
   }
-  // The multiplier may write into the buffers that both share.
-  __device__ __forceinline__ uint32_t may_write(int multiplier) const {
-    return may_go(kMultipliers + multiplier);
+  // The multiplier, or one of its warps, may write into the buffers that both share.
+  __device__ __forceinline__ uint32_t may_write(int multiplier, int warp = 0) const {
+    return may_go(kMultipliers + multiplier * 4 + warp);
   }
   // The first multiplier has cleaned the stage's right operand for both. Of a stage, not of a tile: a stage
   // is not used again before all have seen it.
   __device__ __forceinline__ uint32_t cleaned(int stage) const {
-    return filled(2 * kStages + 2 * kTiles + 2 * kMultipliers + stage);
+    return filled(2 * kStages + 2 * kTiles + 5 * kMultipliers + stage);
   }
 };
 

@@ -10,7 +10,8 @@
 #include "sm90/heuristic.h"
 #include "sm90/kernels.h"
 #include "sm90/tensor_map.h"
-#include "sm90/wgrad_ending.cuh"
+#include "sm90/wgrad_adding.cuh"
+#include "sm90/wgrad_overwriting.cuh"
 #include "sm90/wgrad_schedule.cuh"
 
 namespace grouped::cuda::sm90 {
@@ -136,6 +137,7 @@ class WgradWork {
   static constexpr Major kLeft = Major::kOuter, kRight = Major::kOuter;
   static constexpr bool kCutsReduction = true;
   static constexpr bool kOldThroughRing = kAdds && Shape::kOldThroughRing;
+  using Staging = std::conditional_t<kAdds, sm90::Staging<Shape>, WarpStaging<Shape>>;
 
   __device__ __forceinline__ explicit WgradWork(const Params& p) : p_(p) {}
 
@@ -165,20 +167,24 @@ class WgradWork {
           .give_from_ends(num_wgrad_pieces<Shape>(p_.wgrad.map.G, p_.wgrad.rows, p_.wgrad.columns));
   }
 
-  __device__ __forceinline__ void prepare(const Tile& tile, const Staging<Shape>& staging) const {
+  __device__ __forceinline__ void prepare(const Tile& tile, const Staging& staging) const {
     if constexpr (kAdds && !kOldThroughRing) {
       if (threadIdx.x % 128 == 0) fetch_first(p_, tile, staging);
     }
   }
 
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
-                                         Shared<Shape> shared, Staging<Shape>& staging,
+                                         Shared<Shape> shared, Staging& staging,
                                          RingReader<Shape>& ring, int old_stage) const {
-    WgradEnding<T, Shape, kWide, kAdds> ending(p_, tile, index, shared, staging, ring, old_stage);
-    if (!kAdds && tile.num_blocks == 0) {
-      ending.run_empty();
+    if constexpr (kAdds) {
+      WgradAdding<T, Shape, kWide>(p_, tile, index, shared, staging, ring, old_stage).run(acc);
     } else {
-      ending.run(acc);
+      WgradOverwriting<T, Shape, kWide> ending(p_.out, tile, index, staging);
+      if (tile.num_blocks == 0) {
+        ending.run_empty();
+      } else {
+        ending.run(acc);
+      }
     }
   }
 
@@ -221,8 +227,9 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   const int64_t columns = params.wgrad.columns;
   const bool is_wide = p.out_dtype == DType::kF32;
   const int panel_columns = is_wide ? 32 : 64;
-  constexpr int kPieceRows = 64 * Shape::kPieceHalves;
-  constexpr int kPieceLineBytes = static_cast<int>(Shared<Shape>::kPieceBytes) / kPieceRows;
+  constexpr int kPieceRows = kAdds ? 64 * Shape::kPieceHalves : WarpStaging<Shape>::kRows;
+  constexpr int kPieceLineBytes =
+      kAdds ? static_cast<int>(Shared<Shape>::kPieceBytes) / kPieceRows : static_cast<int>(kLineBytes);
   TensorMaps maps(p.in, true);
   add_panel_maps(maps, &params.left, params.wgrad.left, rows, p.T);
   add_panel_maps(maps, &params.right, params.wgrad.right, columns, p.T);

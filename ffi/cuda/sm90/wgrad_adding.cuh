@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// From accumulators to a grouped_wgrad's result, in pieces of 64 rows. What the result held before, if that
-// is to be added, lies in stages of the ring, or is fetched piece by piece into the buffers through which the
-// sums leave (Shape::kOldThroughRing). In the ring: panels of 64 rows by 128 bytes, upper and lower half of
-// the tile by turns.
+// From accumulators to a grouped_wgrad's result that is added to what it held, in pieces of 64 rows. That lies in
+// stages of the ring, or is fetched piece by piece into the buffers through which the sums leave
+// (Shape::kOldThroughRing). In the ring: panels of 64 rows by 128 bytes, upper and lower half of the tile by
+// turns.
 #pragma once
 
 #include "portable/wgrad.cuh"
 #include "sm90/pack.cuh"
+#include "sm90/staging.cuh"
 #include "sm90/wgrad_schedule.cuh"
 
 namespace grouped::cuda::sm90 {
@@ -43,10 +44,10 @@ __device__ __forceinline__ void fetch_first(const WgradTensors<T>& p, const Tile
   }
 }
 
-// kWide: fp32 results. kAdds: onto what the result held.
-template <typename T, typename Shape, bool kWide, bool kAdds>
-class WgradEnding {
-  static constexpr bool kAddsInPlace = kAdds && !Shape::kOldThroughRing;
+// kWide: fp32 results.
+template <typename T, typename Shape, bool kWide>
+class WgradAdding {
+  static constexpr bool kAddsInPlace = !Shape::kOldThroughRing;
   static constexpr int kElementBytes = kWide ? 4 : 2;
   static constexpr int kHalfBytes = Shared<Shape>::kPieceBytes / Shape::kPieceHalves;  // of a piece
   static constexpr int kLineBytesOut = kHalfBytes / 64;
@@ -58,7 +59,7 @@ class WgradEnding {
   static_assert(kLineBytesOut == 64 || kLineBytesOut == 128, "the copy engine swizzles these");
 
  public:
-  __device__ __forceinline__ WgradEnding(const WgradTensors<T>& p, const Tile& tile, int index,
+  __device__ __forceinline__ WgradAdding(const WgradTensors<T>& p, const Tile& tile, int index,
                                          Shared<Shape> shared, Staging<Shape>& staging,
                                          RingReader<Shape>& ring, int old_stage)
       : p_(p),
@@ -77,34 +78,14 @@ class WgradEnding {
 #pragma unroll
       for (int half = 0; half < Shape::kHalves; half += Shape::kPieceHalves)
         write(acc, piece, half, piece % kPiecesInStage);
-      if constexpr (kAdds && !kAddsInPlace) {
+      if constexpr (!kAddsInPlace) {
         if (piece % kPiecesInStage == kPiecesInStage - 1 || (piece + 1) * kColumns >= tile_.width) {
           release();
         }
       }
     }
-    if constexpr (kAdds && !kAddsInPlace) {
+    if constexpr (!kAddsInPlace) {
       while (released_ < tile_.old_stages()) release();
-    }
-  }
-
-  // Zeros, without the accumulators, which an empty group leaves as they were. A loop, because zeroing them
-  // in a branch would make them spill.
-  __device__ __forceinline__ void run_empty() {
-#pragma unroll 1
-    for (int piece = 0; piece * kColumns < tile_.width; ++piece) {
-#pragma unroll 1
-      for (int half = 0; half < Shape::kHalves; half += Shape::kPieceHalves) {
-        const uint32_t buffer = staging_.next();
-        for (uint32_t at = threadIdx.x % 128 * 16; at < Shared<Shape>::kPieceBytes; at += 128 * 16)
-          zero_shared_16(buffer + at);
-        staging_.written(piece, kColumnPieces);
-        if (threadIdx.x % 128 == 0) {
-          store_box(p_.out, buffer, tile_.column + piece * kColumns, tile_.row + tile_half(half) * 64,
-                    tile_.group);
-        }
-        staging_.sent();
-      }
     }
   }
 
@@ -189,12 +170,10 @@ class WgradEnding {
     }
   }
 
-  __device__ __forceinline__ void write_over(const Accumulators<Shape>& acc, int piece, int half,
+  __device__ __forceinline__ void add_from_ring(const Accumulators<Shape>& acc, int piece, int half,
                                              uint32_t panel, uint32_t buffer) const {
     const auto result = [&](int j, int upper) {
-      const float2 v = value(acc, piece, half, j, upper);
-      if constexpr (kAdds) return sum(held(panel, piece, j, upper), v);
-      return v;
+      return sum(held(panel, piece, j, upper), value(acc, piece, half, j, upper));
     };
     if constexpr (kWide) {
 #pragma unroll
@@ -225,7 +204,7 @@ class WgradEnding {
       for (int i = 0; i < Shape::kPieceHalves; ++i) {
         const uint32_t old =
             shared_.left(stage_) + (in_stage / kPiecesInPanel * 2 + tile_half(half + i)) * kPanelBytes;
-        write_over(acc, piece, half + i, old, buffer + i * kHalfBytes);
+        add_from_ring(acc, piece, half + i, old, buffer + i * kHalfBytes);
       }
       staging_.written(piece, kColumnPieces);
     }

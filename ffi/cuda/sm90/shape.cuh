@@ -58,6 +58,10 @@ struct TakeTurns {
   static constexpr bool kSharesBuffers = true;
   static constexpr bool kOldThroughRing = false;
 };
+// The same for weight gradients: lines of 128 bytes, all of one half of the tile before the other's.
+struct TakeTurnsByHalves : TakeTurns {
+  static constexpr int kPieceHalves = 1;
+};
 // The same where results are added to what was there. That arrives in the buffers of the pieces, well before,
 // because in the ring it would keep the other multiplier from its operands; so each has its own buffers.
 struct TakeTurnsAdding : TakeTurns {

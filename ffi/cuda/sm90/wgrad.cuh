@@ -250,7 +250,7 @@ Status wgrad(const WgradProblem& p, const Config& config, const Launch& launch) 
     return config.takes_turns ? wgrad_in<T, true, TakeTurnsAdding>(p, config, launch)
                               : wgrad_in<T, true, ShareTiles>(p, config, launch);
   }
-  return config.takes_turns ? wgrad_in<T, false, TakeTurns>(p, config, launch)
+  return config.takes_turns ? wgrad_in<T, false, TakeTurnsByHalves>(p, config, launch)
                             : wgrad_in<T, false, ShareTiles>(p, config, launch);
 }
 

@@ -71,12 +71,24 @@ class WgradEnding {
 
   __device__ __forceinline__ void run(const Accumulators<Shape>& acc) {
     constexpr int kPiecesInStage = kOldPanels<Shape> * kPiecesInPanel;
+    if constexpr (Shape::kHalves == 2 && Shape::kPieceHalves == 1 && !kAdds) {
+      int number = 0;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int piece = 0; piece < kColumnPieces; ++piece) {
+          if (piece * kColumns >= tile_.width) break;
+          write(acc, piece, half, 0, number++);
+        }
+      }
+      return;
+    }
 #pragma unroll
     for (int piece = 0; piece < kColumnPieces; ++piece) {
       if (piece * kColumns >= tile_.width) break;
 #pragma unroll
       for (int half = 0; half < Shape::kHalves; half += Shape::kPieceHalves)
-        write(acc, piece, half, piece % kPiecesInStage);
+        write(acc, piece, half, piece % kPiecesInStage, piece);
       if constexpr (kAdds && !kAddsInPlace) {
         if (piece % kPiecesInStage == kPiecesInStage - 1 || (piece + 1) * kColumns >= tile_.width) {
           release();
@@ -98,7 +110,8 @@ class WgradEnding {
         const uint32_t buffer = staging_.next();
         for (uint32_t at = threadIdx.x % 128 * 16; at < Shared<Shape>::kPieceBytes; at += 128 * 16)
           zero_shared_16(buffer + at);
-        staging_.written(piece, kColumnPieces);
+        staging_.written(piece * (Shape::kHalves / Shape::kPieceHalves) + half / Shape::kPieceHalves,
+                         kColumnPieces * Shape::kHalves / Shape::kPieceHalves);
         if (threadIdx.x % 128 == 0) {
           store_box(p_.out, buffer, tile_.column + piece * kColumns, tile_.row + tile_half(half) * 64,
                     tile_.group);
@@ -213,7 +226,7 @@ class WgradEnding {
     }
   }
 
-  __device__ __forceinline__ void write(const Accumulators<Shape>& acc, int piece, int half, int in_stage) {
+  __device__ __forceinline__ void write(const Accumulators<Shape>& acc, int piece, int half, int in_stage, int number) {
     uint32_t buffer;
     if constexpr (kAddsInPlace) {
       buffer = staging_.fetched();
@@ -227,7 +240,7 @@ class WgradEnding {
             shared_.left(stage_) + (in_stage / kPiecesInPanel * 2 + tile_half(half + i)) * kPanelBytes;
         write_over(acc, piece, half + i, old, buffer + i * kHalfBytes);
       }
-      staging_.written(piece, kColumnPieces);
+      staging_.written(number, kColumnPieces * Shape::kHalves / Shape::kPieceHalves);
     }
     const int column = tile_.column + piece * kColumns;
     const int row = tile_.row + tile_half(half) * 64;

@@ -80,6 +80,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       const Tile tile = queue.hear_together();
       queue.advance();
       if (tile.is_end()) break;
+      staging.end_turn();
       const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
       if (kTakesTurns && turn != index) {
         ring.skip(tile.num_blocks);

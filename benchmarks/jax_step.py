@@ -177,7 +177,7 @@ def wrong(forms: dict[str, Form], tolerance: float) -> str | None:
 
 def measure(forms: dict[str, Form], device: torch.device, quick: bool) -> list[Timed]:
     """Interleaved samples of each."""
-    plan = Plan(rounds=2, least=2, sample=1e-3, jax_sample=1e-3) if quick else Plan(rounds=15, share=2.0)
+    plan = Plan(rounds=2, least=2, sample=1e-3, host_sample=1e-3) if quick else Plan(rounds=15, share=2.0)
     timed = [Timed(name, Call(form.run, wait=jax.block_until_ready), HOST_CLOCK) for name, form in forms.items()]
     warm_up(device, 0.0 if quick else 2.0)
     Stopwatch(device, plan).measure(timed)

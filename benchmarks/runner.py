@@ -18,7 +18,7 @@ from benchmarks.peers.base import BOUND, OURS, PART, PEER, Peer
 from benchmarks.problem import Case, Problem
 from benchmarks.results import Results, default_path
 
-_QUICK = timing.Plan(rounds=5, enough=5, least=3, sample=2e-4, jax_sample=5e-4, share=0.02)
+_QUICK = timing.Plan(rounds=5, enough=5, least=3, sample=2e-4, host_sample=5e-4, share=0.02)
 
 
 class Runner:

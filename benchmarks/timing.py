@@ -5,7 +5,7 @@ A GPU at its power limit changes its clock within milliseconds, so what ran befo
 decide some percent. Over the rounds every peer stands in every place and behind every other.
 
 A sample is the mean of `inner` calls one after another, each on the next set of inputs. On a GPU it lies between two
-CUDA events; JAX has streams of its own, so there a host clock runs from an idle device until the last result.
+CUDA events. JAX has streams of its own: there the events lie on torch's stream, each behind a result of JAX's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.peers.base import BOUND, EVENTS, OURS, PEER, Call
+from benchmarks.peers.base import BOUND, EVENTS, EVENTS_BEHIND, OURS, PEER, Call
 from benchmarks.stats import summary
 
 
@@ -27,14 +27,14 @@ class Plan:
     """How long to measure, in seconds."""
 
     rounds: int = 40
-    waiting_rounds: int = 12  # of a peer whose samples contain a wait: it starts from an idle device each time
+    waiting_rounds: int = 12  # of a peer whose samples begin on an idle device
     least: int = 3  # samples of a peer that is slow
     enough: int = 7  # samples before it may end for want of spread
     settled: float = 0.005  # spread over the root of the samples at which more of them would change nothing
     contends: float = 1.3  # times the fastest: who is slower cannot be the best peer, and gives `enough` samples
     burn: float = 4e-3  # of work that is not timed before each round, because the device was idle
     sample: float = 2e-3  # shortest sample, so that launches and clocks weigh little
-    jax_sample: float = 6e-3  # the same where a sample contains a wait for the device
+    host_sample: float = 6e-3  # the same where a sample contains a wait for the device
     share: float = 0.3  # of one peer in one case
     most_inner: int = 64
 
@@ -117,7 +117,8 @@ class Stopwatch:
             t.samples.append(begin.elapsed_time(end) * 1e-3 / t.inner)
         for t in timed:
             if t not in on_stream:
-                t.samples.append(self._host_sample(t, t.inner))
+                behind_results = self.cuda and t.clock == EVENTS_BEHIND
+                t.samples.append(self._sample_behind(t) if behind_results else self._host_sample(t, t.inner))
 
     def _queue(self, t: Timed):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -129,6 +130,20 @@ class Stopwatch:
         t.launch(t.inner)
         end.record()
         return begin, end
+
+    def _sample_behind(self, t: Timed) -> float:
+        """Calls on streams of a framework's own, from the end of those before them that are not timed.
+
+        A host clock would add what it takes to wake up a host that waits: up to a millisecond on a virtual machine.
+        """
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        # The device is busy until the sample is queued, and at the clock that it has under load.
+        untimed = max(self.plan.burn, 1.5 * t.inner * t.host_seconds) / t.seconds
+        for event, count in ((begin, max(1, min(self.plan.most_inner, round(untimed)))), (end, t.inner)):
+            t.call.follow(t.launch(count))
+            event.record()
+        self._synchronize()
+        return begin.elapsed_time(end) * 1e-3 / t.inner
 
     def _host_sample(self, t: Timed, count: int) -> float:
         begin = time.perf_counter()
@@ -151,7 +166,8 @@ class Stopwatch:
         self._synchronize()
         seconds = max(min(self._host_sample(t, 1), self._host_sample(t, 1)), 1e-7)
         t.seconds = seconds
-        target = self.plan.sample if t.call.wait is None else self.plan.jax_sample
+        is_on_stream = t.clock == EVENTS_BEHIND or t.call.wait is None
+        target = self.plan.sample if is_on_stream else self.plan.host_sample
         t.inner = max(1, min(self.plan.most_inner, round(target / seconds)))
         affordable = int(self.plan.share / (seconds * t.inner))
         most = self.plan.rounds if t.call.wait is None else min(self.plan.rounds, self.plan.waiting_rounds)

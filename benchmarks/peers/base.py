@@ -19,7 +19,7 @@ OURS, PEER, BOUND, PART = "ours", "peer", "bound", "part"
 # ours take part in each.
 FIRST, NATIVE, SECOND = "first", "native", "second"
 SITTINGS = (FIRST, NATIVE, SECOND)
-EVENTS, HOST_CLOCK = "cuda events", "host clock"
+EVENTS, EVENTS_BEHIND, HOST_CLOCK = "cuda events", "cuda events behind results", "host clock"
 
 
 class Skip(Exception):
@@ -36,8 +36,8 @@ class Call:
 
     `run(i)` launches it on the i-th set of inputs and returns what it made. `outputs` turns that into torch tensors,
     the weight's gradients as [G, N, K]. `buffers` are outputs that it writes in place: filled with NaN before the
-    check, with `initial` where it adds to what is there, or `zeroed`. `wait` blocks until a result is there, for
-    frameworks that have a stream of their own.
+    check, with `initial` where it adds to what is there, or `zeroed`. For frameworks
+    that have streams of their own `wait` blocks the host until a result is there, and `follow` torch's current stream.
     """
 
     run: Callable[[int], Any]
@@ -46,6 +46,7 @@ class Call:
     initial: Tensor | None = None
     zeroed: bool = False
     wait: Callable[[Any], Any] | None = None
+    follow: Callable[[Any], Any] | None = None
     checked: bool = True
     through: torch.dtype | None = None  # a narrower dtype that the result is rounded to on its way
     note: str = ""

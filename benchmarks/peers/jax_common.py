@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JAX calls on the data of torch: the same memory on both sides, and a host clock, since XLA's streams are its own."""
+"""JAX calls on the data of torch: the same memory on both sides, and events of torch behind results on XLA's streams."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.operations import DGRAD, FWD, HOST, HOST_LINEAR, LINEAR, MLP, WGRAD
-from benchmarks.peers.base import HOST_CLOCK, Call, Peer, Skip
+from benchmarks.peers.base import EVENTS_BEHIND, Call, Peer, Skip
 from benchmarks.problem import Case, Problem
 from benchmarks.shapes import EVEN, SKEW
 
@@ -49,6 +49,13 @@ def _wait(result: Any) -> None:
     jax.block_until_ready(result)
 
 
+def _follow(result: Any) -> None:
+    """Torch's current stream waits for a result. The exchanged tensor goes: the next call donates its memory."""
+    import jax
+
+    torch.from_dlpack(jax.tree.leaves(result)[-1])
+
+
 @cache
 def _jit(function: Callable, donated: tuple[int, ...]) -> Callable:
     """One for each function, so that sizes drawn anew on a known shape compile nothing.
@@ -63,7 +70,7 @@ def _jit(function: Callable, donated: tuple[int, ...]) -> Callable:
 class JaxPeer(Peer):
     """A JAX function under jit."""
 
-    clock = HOST_CLOCK
+    clock = EVENTS_BEHIND
     module = "jax"
 
     def missing(self, device: torch.device) -> str | None:
@@ -116,7 +123,7 @@ class JaxPeer(Peer):
 
     def _call(self, p: Problem, run: Callable[[int], Any]) -> Call:
         _ready(p)
-        return Call(run, outputs=_outputs, wait=_wait)
+        return Call(run, outputs=_outputs, wait=_wait, follow=_follow)
 
     def poisoned(self, p: Problem, *shape: int, dtype: Any = None) -> Any:
         """A buffer of XLA's own, filled with NaN."""

@@ -3,7 +3,7 @@
 // elsewhere. Both ways a lane gets the same elements, so sums over strips have the same bits.
 #pragma once
 
-#include "common/convert.cuh"
+#include "common/pair.cuh"
 
 namespace grouped::cuda {
 
@@ -44,8 +44,18 @@ __device__ __forceinline__ void store_strip(T* row, int64_t first, int64_t end,
 #pragma unroll
     for (int w = 0; w < kCount / kStrip<T>; ++w) {
       Strip<T> word;
+      if constexpr (sizeof(T) == 2) {
+        using Pair = decltype(narrow_pair(T(), 0.0f, 0.0f));
+        static_assert(sizeof(Pair) == 2 * sizeof(T), "a word is whole pairs");
+        Pair pairs[kStrip<T> / 2];
 #pragma unroll
-      for (int i = 0; i < kStrip<T>; ++i) word.elements[i] = narrow<T>(strip[w * kStrip<T> + i]);
+        for (int i = 0; i < kStrip<T>; i += 2)
+          pairs[i / 2] = narrow_pair(T(), strip[w * kStrip<T> + i], strip[w * kStrip<T> + i + 1]);
+        memcpy(&word, pairs, sizeof(word));
+      } else {
+#pragma unroll
+        for (int i = 0; i < kStrip<T>; ++i) word.elements[i] = narrow<T>(strip[w * kStrip<T> + i]);
+      }
       *reinterpret_cast<Strip<T>*>(row + first + w * kStrip<T>) = word;
     }
   } else {

@@ -90,9 +90,14 @@ __global__ void __launch_bounds__(kSplitThreads) split_kernel(int multiprocessor
 
 // The map may be changing under this copy, by the split on another stream. Whatever is read, the clusters of
 // this launch read the copy and agree.
-__global__ void prepare_kernel(PieceCounters* counters, int clusters) {
+__global__ void prepare_kernel(PieceCounters* counters, int clusters, const RowMap map) {
   for (int pair = threadIdx.x; pair < kMaxPairs; pair += blockDim.x)
     counters->half_of_pair[pair] = half_map.half_of_pair[pair];
+  if (threadIdx.x == 32) {
+    const int32_t first = map.order == nullptr ? 0 : map.order[0];
+    const int64_t rows = map.order == nullptr ? 0 : map.offsets[first + 1] - map.offsets[first];
+    counters->has_leader = rows > 0 && rows * 2 >= map.offsets[map.G];
+  }
   if (threadIdx.x != 0) return;
   counters->taken[0] = counters->taken[1] = 0;
   const int pairs = half_map.pairs;
@@ -126,14 +131,15 @@ Status probe(const Launch& launch) {
 
 }  // namespace
 
-Status prepare_counters(int clusters, const Launch& launch, PieceCounters* counters) {
+Status prepare_counters(int clusters, const Launch& launch, const RowMap* map, PieceCounters* counters) {
   static std::atomic<uint64_t> probed{0};
   const uint64_t bit = launch.device < 64 ? uint64_t{1} << launch.device : 0;
   if (bit != 0 && (probed.load(std::memory_order_relaxed) & bit) == 0 &&
       (probed.fetch_or(bit, std::memory_order_relaxed) & bit) == 0) {
     (void)probe(launch);  // without it all clusters count as one half; what is really wrong, the launch tells
   }
-  prepare_kernel<<<1, kMaxPairs, 0, stream_of(launch)>>>(counters, clusters);
+  prepare_kernel<<<1, kMaxPairs, 0, stream_of(launch)>>>(counters, clusters,
+                                                         map == nullptr ? RowMap{} : *map);
   return launch_status(cudaGetLastError(), launch.device);
 }
 

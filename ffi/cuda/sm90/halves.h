@@ -25,6 +25,7 @@ struct PieceCounters {
   // Pieces that clusters of each half have been given; from both ends, both counts in the first word.
   unsigned long long taken[2];
   int32_t first_half;  // of as many pieces as there are clusters, the first half's share
+  int32_t has_leader;  // the first group of the map's order has half of the rows
   uint8_t half_of_pair[kMaxPairs];
 };
 
@@ -34,7 +35,8 @@ inline PieceCounters* counters_behind_map(const Launch& launch, int64_t G) {
   return reinterpret_cast<PieceCounters*>(static_cast<char*>(launch.workspace) + counters_offset(G));
 }
 
-// Fills `counters` for a launch of `clusters` clusters that follows on the stream.
-Status prepare_counters(int clusters, const Launch& launch, PieceCounters* counters);
+// Fills `counters` for a launch of `clusters` clusters that follows on the stream. `map`: an ordered one, or
+// null.
+Status prepare_counters(int clusters, const Launch& launch, const RowMap* map, PieceCounters* counters);
 
 }  // namespace grouped::cuda::sm90

@@ -54,23 +54,23 @@ class GroupWindow {
   // By all lanes, with the same argument.
   __device__ __forceinline__ void find(int32_t place, int32_t* group, int32_t* first_token,
                                        int32_t* num_tokens) {
-    if (place / 32 != window_) {
-      window_ = place / 32;
-      const int32_t mine = window_ * 32 + static_cast<int32_t>(threadIdx.x % 32);
+    if (place < window_ || place >= window_ + 32) {
+      window_ = max(place - 16, 0);  // places rise or fall, and alternate
+      const int32_t mine = window_ + static_cast<int32_t>(threadIdx.x % 32);
       if (mine < map_.G) {
         group_ = map_.order[mine];
         first_token_ = static_cast<int32_t>(map_.offsets[group_]);
         num_tokens_ = static_cast<int32_t>(map_.offsets[group_ + 1]) - first_token_;
       }
     }
-    *group = __shfl_sync(0xffffffffu, group_, place % 32);
-    *first_token = __shfl_sync(0xffffffffu, first_token_, place % 32);
-    *num_tokens = __shfl_sync(0xffffffffu, num_tokens_, place % 32);
+    *group = __shfl_sync(0xffffffffu, group_, place - window_);
+    *first_token = __shfl_sync(0xffffffffu, first_token_, place - window_);
+    *num_tokens = __shfl_sync(0xffffffffu, num_tokens_, place - window_);
   }
 
  private:
   const RowMap& map_;
-  int32_t window_ = -1;
+  int32_t window_ = -32;  // its first place
   int32_t group_ = 0, first_token_ = 0, num_tokens_ = 0;
 };
 
@@ -98,6 +98,29 @@ struct WgradOrder {
   int32_t band_rows;
   PieceCounters* counters;  // null: clusters take turns
 };
+
+// Which piece of which place of the map's order.
+struct WgradPiece {
+  int32_t place, in_group;
+};
+
+__device__ __forceinline__ WgradPiece piece_in_order(int64_t id, int32_t per_group) {
+  const uint32_t place = static_cast<uint32_t>(id) / static_cast<uint32_t>(per_group);
+  return {static_cast<int32_t>(place), static_cast<int32_t>(id) - static_cast<int32_t>(place) * per_group};
+}
+
+// The second half of each group's pieces by turns with the first half of the next one's. A group's operands
+// come from memory with its first pieces; clusters that all began it at once would all wait for them, and
+// then leave memory idle.
+__device__ __forceinline__ WgradPiece staggered_piece(int64_t id, int32_t per_group, int64_t groups) {
+  const int32_t first_half = (per_group + 1) / 2;
+  if (id < first_half) return {0, static_cast<int32_t>(id)};
+  const WgradPiece at = piece_in_order(id - first_half, per_group);
+  if (at.place == groups - 1) return {at.place, first_half + at.in_group};
+  const int32_t pair = at.in_group / 2;
+  if (at.in_group % 2 == 0) return {at.place + 1, pair};
+  return {at.place, first_half + pair};
+}
 
 // The pieces of one cluster.
 template <typename Shape>
@@ -164,10 +187,11 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
     return feed.next();
   };
   for (int64_t id = next(); id < pieces; id = next()) {
-    const uint32_t place = static_cast<uint32_t>(id) / static_cast<uint32_t>(per_group);
-    const int32_t first = (static_cast<int32_t>(id) - static_cast<int32_t>(place) * per_group) * 2;
+    const WgradPiece piece =
+        feed.is_ahead() ? staggered_piece(id, per_group, map.G) : piece_in_order(id, per_group);
+    const int32_t first = piece.in_group * 2;
     Tile tile;
-    groups.find(static_cast<int32_t>(place), &tile.group, &tile.first_token, &tile.num_tokens);
+    groups.find(piece.place, &tile.group, &tile.first_token, &tile.num_tokens);
     if (skip_empty && tile.num_tokens == 0) continue;
     tile.num_blocks = (tile.num_tokens + kReduceTile - 1) / kReduceTile;
     walk.go_to(first);

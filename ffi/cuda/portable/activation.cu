@@ -12,7 +12,7 @@ struct ForwardParams {
   T* out;                    // [rows, F]
   int64_t rows, F;
   ActivationParams<Accumulator<T>> options;
-  RowMap map;
+  GroupSizes sizes;
   bool interleaved, zero_tail;
   bool vectors;
 };
@@ -21,7 +21,7 @@ template <int32_t kKind, typename T>
 __global__ void __launch_bounds__(kRowThreads) activation_kernel(const __grid_constant__ ForwardParams<T> p) {
   using A = Accumulator<T>;
   constexpr int kCount = kStrip<T>;
-  const int64_t num_rows = p.map.offsets[p.map.G];
+  const int64_t num_rows = last_row(p.sizes);
   const int64_t h_length = is_gated(kKind) ? 2 * p.F : p.F;
   const bool has_scale = p.row_scale.data != nullptr;
   for (int64_t row = first_row_of_warp(); row < num_rows; row += row_stride_of_grid()) {
@@ -48,9 +48,6 @@ __global__ void __launch_bounds__(kRowThreads) activation_kernel(const __grid_co
 }  // namespace
 
 Status activation(const ActivationProblem& p, const Launch& launch) {
-  RowMap map;
-  const Status mapped = make_row_map(p.sizes, 1, launch, &map);
-  if (!mapped.ok()) return mapped;
   return with_type(p.in, [&](auto element) {
     using T = decltype(element);
     const bool vectors = rows_take_vectors<T>(p.h, p.F) && rows_take_vectors<T>(p.out, p.F);
@@ -60,7 +57,7 @@ Status activation(const ActivationProblem& p, const Launch& launch) {
                                      p.T,
                                      p.F,
                                      activation_params<T>(p),
-                                     map,
+                                     p.sizes,
                                      p.interleaved,
                                      p.zero_tail,
                                      vectors};

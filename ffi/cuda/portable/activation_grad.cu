@@ -15,7 +15,7 @@ struct BackwardParams {
   EitherOutput<T> d_row_scale;  // [rows], or null
   int64_t rows, F;
   ActivationParams<Accumulator<T>> options;
-  RowMap map;
+  GroupSizes sizes;
   bool interleaved, zero_tail;
   bool vectors;
 };
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kRowThreads)
     activation_grad_kernel(const __grid_constant__ BackwardParams<T> p) {
   using A = Accumulator<T>;
   constexpr int kCount = kStrip<T>;
-  const int64_t num_rows = p.map.offsets[p.map.G];
+  const int64_t num_rows = last_row(p.sizes);
   const int64_t h_length = is_gated(kKind) ? 2 * p.F : p.F;
   const bool has_scale = p.row_scale.data != nullptr;
   for (int64_t row = first_row_of_warp(); row < num_rows; row += row_stride_of_grid()) {
@@ -68,9 +68,6 @@ __global__ void __launch_bounds__(kRowThreads)
 
 Status activation_grad(const ActivationGradProblem& p, const Launch& launch) {
   const ActivationProblem& f = p.forward;
-  RowMap map;
-  const Status mapped = make_row_map(f.sizes, 1, launch, &map);
-  if (!mapped.ok()) return mapped;
   return with_type(f.in, [&](auto element) {
     using T = decltype(element);
     const bool vectors =
@@ -83,7 +80,7 @@ Status activation_grad(const ActivationGradProblem& p, const Launch& launch) {
                                       f.T,
                                       f.F,
                                       activation_params<T>(f),
-                                      map,
+                                      f.sizes,
                                       f.interleaved,
                                       f.zero_tail,
                                       vectors};

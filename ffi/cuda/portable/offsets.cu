@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "common/group_sizes.cuh"
 #include "common/launch.h"
 #include "core/offsets.h"
 #include "portable/offsets.h"
@@ -52,11 +53,6 @@ __device__ int64_t block_scan(int64_t value, int64_t carry, Combine combine, int
   for (int w = 0; w < warp; ++w) before = combine(before, warp_totals[w]);
   __syncthreads();  // the scratch is used again
   return combine(before, value);
-}
-
-__device__ int64_t size_at(const GroupSizes& sizes, int64_t g) {
-  return sizes.is_64bit ? static_cast<const int64_t*>(sizes.data)[g]
-                        : static_cast<const int32_t*>(sizes.data)[g];
 }
 
 __device__ __forceinline__ void compute_offsets(const OffsetsParams& p) {

@@ -10,7 +10,7 @@ struct RowScaleParams {
   EitherInput<T> x, row_scale;  // [rows, K], [rows]
   T* out;                       // [rows, K]
   int64_t rows, K;
-  RowMap map;
+  GroupSizes sizes;
   bool zero_tail;
   bool vectors;
 };
@@ -18,7 +18,7 @@ struct RowScaleParams {
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads) row_scale_kernel(const __grid_constant__ RowScaleParams<T> p) {
   constexpr int kCount = kStrip<T>;
-  const int64_t num_rows = p.map.offsets[p.map.G];
+  const int64_t num_rows = last_row(p.sizes);
   for (int64_t row = first_row_of_warp(); row < num_rows; row += row_stride_of_grid()) {
     const Accumulator<T> scale = p.row_scale[row];
     for (int64_t first = threadIdx.x % 32 * kCount; first < p.K; first += 32 * kCount) {
@@ -38,9 +38,6 @@ __global__ void __launch_bounds__(kRowThreads) row_scale_kernel(const __grid_con
 }  // namespace
 
 Status row_scale(const RowScaleProblem& p, const Launch& launch) {
-  RowMap map;
-  const Status mapped = make_row_map(p.sizes, 1, launch, &map);
-  if (!mapped.ok()) return mapped;
   return with_type(p.out_dtype, [&](auto element) {
     using T = decltype(element);
     const EitherInput<T> x = either_input<T>(p.x, p.in);
@@ -50,7 +47,7 @@ Status row_scale(const RowScaleProblem& p, const Launch& launch) {
                                       static_cast<T*>(p.out),
                                       p.T,
                                       p.K,
-                                      map,
+                                      p.sizes,
                                       p.zero_tail,
                                       vectors};
     return launch_kernel(row_scale_kernel<T>, row_grid(p.T, launch.device), dim3(kRowThreads), 0, launch,

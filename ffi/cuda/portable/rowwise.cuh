@@ -4,6 +4,7 @@
 // alignment enters it.
 #pragma once
 
+#include "common/group_sizes.cuh"
 #include "common/launch.h"
 #include "common/vector.cuh"
 #include "portable/kernels.h"

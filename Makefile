@@ -60,9 +60,9 @@ format: $(VENV)/dev
 # A CPU wheel, and where there is nvcc a CUDA wheel; each then works in a bare environment without a compiler.
 wheel: $(VENV)/frameworks
 	rm -rf dist
-	GROUPED_CUDA=OFF $(PIP) wheel --quiet --no-deps --wheel-dir dist -C build-dir=build/wheel-cpu .
+	GROUPED_CUDA=OFF $(PIP) wheel --quiet --no-deps --wheel-dir dist --config-settings build-dir=build/wheel-cpu .
 	if command -v nvcc >/dev/null || test -x /usr/local/cuda/bin/nvcc; then \
-	  GROUPED_CUDA=ON $(PIP) wheel --quiet --no-deps --wheel-dir dist -C build-dir=build/wheel-cuda .; fi
+	  GROUPED_CUDA=ON $(PIP) wheel --quiet --no-deps --wheel-dir dist --config-settings build-dir=build/wheel-cuda .; fi
 	$(BIN)/python tests/wheel_smoke.py dist/*.whl
 
 .PHONY: docs figures gpu-bench-second gpu-verdict

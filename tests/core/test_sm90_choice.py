@@ -66,9 +66,8 @@ GOLDEN = {
     ("wgrad", 2**31 - 513, 2**31 - 513, 2**31 - 513, 1): TURNS + DEMAND + bands(8),
     ("wgrad_acc", 65536, 2048, 1536, 128): SHARE + DEMAND + ENDS + bands(4),
     ("wgrad_acc", 8192, 7168, 4096, 8): SHARE + DEMAND + ENDS + bands(8),
-    ("wgrad_acc", 8193, 7168, 4096, 8): TURNS
-    + DEMAND
-    + bands(8),  # many rows a group: time to fetch what the result held
+    # Many rows a group: time to fetch what the result held.
+    ("wgrad_acc", 8193, 7168, 4096, 8): TURNS + DEMAND + bands(8),
     ("wgrad_acc", 32768, 7168, 4096, 8): TURNS + DEMAND + bands(8),
 }
 

@@ -73,12 +73,25 @@ GROUPED_HD double exponential(double x) {
   return p * power_of_two(k + 512) * 0x1p-512;
 }
 
+#ifdef __CUDA_ARCH__
+// The GPU's own functions, without its branches for denormal numbers.
+__device__ __forceinline__ float hardware_reciprocal(float d) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
+  return r;
+}
+__device__ __forceinline__ float hardware_power_of_two(float x) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+#endif
+
 // 1 / d rounded once, for d in [1, 2] or NaN: the GPU's division without its branch for other numbers, which
 // costs as much as the exponential.
 GROUPED_HD float reciprocal(float d) {
 #ifdef __CUDA_ARCH__
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
+  const float r = hardware_reciprocal(d);
   return multiply_add(r, -multiply_add(d, r, -1.0f), r);
 #else
   return 1.0f / d;
@@ -98,6 +111,23 @@ GROUPED_HD Sigmoid<A> sigmoid(A x) {
   const A large = reciprocal(A(1) + e);
   const A small = e * large;
   return x < A(0) ? Sigmoid<A>{small, large} : Sigmoid<A>{large, small};
+}
+
+// The same for results of kBits bits. 16 of them need no more than the GPU's own functions, which are 2^-22
+// off: a third of the instructions, and instructions are what limits an activation there.
+template <int kBits, typename A>
+GROUPED_HD Sigmoid<A> sigmoid_for(A x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (kBits <= 16) {
+    // Its square is e^-|x|, but it stays a normal number where that does not.
+    const float root = hardware_power_of_two(std::fabs(x) * -0.72134752044448170f);
+    const float e = root * root;
+    const float large = hardware_reciprocal(multiply_add(root, root, 1.0f));
+    const float small = e * large;
+    return x < 0.0f ? Sigmoid<A>{small, large} : Sigmoid<A>{large, small};
+  }
+#endif
+  return sigmoid(x);
 }
 
 }  // namespace grouped

@@ -17,11 +17,10 @@ struct ForwardParams {
   bool vectors;
 };
 
-template <int32_t kKind, typename T>
-__global__ void __launch_bounds__(kRowThreads) activation_kernel(const __grid_constant__ ForwardParams<T> p) {
+template <int32_t kKind, bool kVectors, typename T>
+__device__ __forceinline__ void activate_rows(const ForwardParams<T>& p, int64_t num_rows) {
   using A = Accumulator<T>;
   constexpr int kCount = kStrip<T>;
-  const int64_t num_rows = last_row(p.sizes);
   const int64_t h_length = is_gated(kKind) ? 2 * p.F : p.F;
   const bool has_scale = p.row_scale.data != nullptr;
   for (int64_t row = first_row_of_warp(); row < num_rows; row += row_stride_of_grid()) {
@@ -29,15 +28,29 @@ __global__ void __launch_bounds__(kRowThreads) activation_kernel(const __grid_co
     for (int64_t first = threadIdx.x % 32 * kCount; first < p.F; first += 32 * kCount) {
       A gate[kCount];
       A up[kCount];
-      load_gate_up<kKind, T>(gate, up, p.h + row * h_length, first, p.F, p.interleaved, p.vectors);
+      load_gate_up<kKind, T>(gate, up, p.h + row * h_length, first, p.F, p.interleaved, kVectors);
       A value[kCount];
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        value[i] = activation_value<kKind>(gate[i], up[i], p.options);
+        value[i] = activation_value<kKind, 8 * sizeof(T)>(gate[i], up[i], p.options);
         if (has_scale) value[i] = multiply(value[i], scale);
       }
-      store_strip<T>(p.out + row * p.F, first, p.F, value, p.vectors);
+      store_strip<T>(p.out + row * p.F, first, p.F, value, kVectors);
     }
+  }
+}
+
+template <typename T>
+constexpr int kBlocksPerSm = sizeof(T) == 8 ? 4 : kRowBlocksPerSm;
+
+template <int32_t kKind, typename T>
+__global__ void __launch_bounds__(kRowThreads, kBlocksPerSm<T>)
+    activation_kernel(const __grid_constant__ ForwardParams<T> p) {
+  const int64_t num_rows = last_row(p.sizes);
+  if (p.vectors) {
+    activate_rows<kKind, true>(p, num_rows);
+  } else {
+    activate_rows<kKind, false>(p, num_rows);
   }
   if (p.zero_tail) {
     zero_bytes(reinterpret_cast<char*>(p.out + num_rows * p.F),
@@ -62,8 +75,9 @@ Status activation(const ActivationProblem& p, const Launch& launch) {
                                      p.zero_tail,
                                      vectors};
     return with_kind(p.kind, [&](auto kind) {
-      return launch_kernel(activation_kernel<decltype(kind)::value, T>, row_grid(p.T, launch.device),
-                           dim3(kRowThreads), 0, launch, params);
+      return launch_kernel(activation_kernel<decltype(kind)::value, T>,
+                           row_grid(p.T, kBlocksPerSm<T>, launch.device), dim3(kRowThreads), 0, launch,
+                           params);
     });
   });
 }

@@ -16,7 +16,8 @@ struct RowScaleParams {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kRowThreads) row_scale_kernel(const __grid_constant__ RowScaleParams<T> p) {
+__global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSm)
+    row_scale_kernel(const __grid_constant__ RowScaleParams<T> p) {
   constexpr int kCount = kStrip<T>;
   const int64_t num_rows = last_row(p.sizes);
   for (int64_t row = first_row_of_warp(); row < num_rows; row += row_stride_of_grid()) {
@@ -50,8 +51,8 @@ Status row_scale(const RowScaleProblem& p, const Launch& launch) {
                                       p.sizes,
                                       p.zero_tail,
                                       vectors};
-    return launch_kernel(row_scale_kernel<T>, row_grid(p.T, launch.device), dim3(kRowThreads), 0, launch,
-                         params);
+    return launch_kernel(row_scale_kernel<T>, row_grid(p.T, kRowBlocksPerSm, launch.device),
+                         dim3(kRowThreads), 0, launch, params);
   });
 }
 

@@ -14,10 +14,13 @@ namespace grouped::cuda {
 
 inline constexpr int kRowThreads = 256;
 inline constexpr int kRowsPerBlock = kRowThreads / 32;
-inline constexpr int kRowBlocksPerSm = 8;
 
-inline unsigned int row_grid(int64_t rows, int device) {
-  return strided_grid(ceil_div(rows, kRowsPerBlock), kRowBlocksPerSm, device);
+inline constexpr int kRowBlocksPerSm = 6;  // 40 registers a thread
+
+// As many blocks as run at once, which a kernel's __launch_bounds__ promise: a second wave would leave most
+// of the machine empty.
+inline unsigned int row_grid(int64_t rows, int blocks_per_sm, int device) {
+  return strided_grid(ceil_div(rows, kRowsPerBlock), blocks_per_sm, device);
 }
 
 // The sum of `value` over the warp, on every lane.

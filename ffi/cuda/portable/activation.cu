@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// out[t] = round(activation(h[t]) * row_scale[t]): one warp a row.
+// out[t] = round(activation(h[t]) * row_scale[t]).
 #include "portable/activation.cuh"
 
 namespace grouped::cuda {
@@ -11,6 +11,7 @@ struct ForwardParams {
   EitherInput<T> row_scale;  // [rows], or null
   T* out;                    // [rows, F]
   int64_t rows, F;
+  RowPieces pieces;
   ActivationParams<Accumulator<T>> options;
   GroupSizes sizes;
   bool interleaved, zero_tail;
@@ -23,9 +24,11 @@ __device__ __forceinline__ void activate_rows(const ForwardParams<T>& p, int64_t
   constexpr int kCount = kStrip<T>;
   const int64_t h_length = is_gated(kKind) ? 2 * p.F : p.F;
   const bool has_scale = p.row_scale.data != nullptr;
-  for (int64_t row = first_row_of_warp(); row < num_rows; row += row_stride_of_grid()) {
-    const A scale = has_scale ? p.row_scale[row] : A(1);
-    for (int64_t first = threadIdx.x % 32 * kCount; first < p.F; first += 32 * kCount) {
+  for (RowWalk at(p.pieces); at.row < num_rows; at.advance()) {
+    const int64_t row = at.row;
+    const int64_t first = at.piece * p.pieces.length + threadIdx.x % 32 * kCount;
+    if (first < p.F) {
+      const A scale = has_scale ? p.row_scale[row] : A(1);
       A gate[kCount];
       A up[kCount];
       load_gate_up<kKind, T>(gate, up, p.h + row * h_length, first, p.F, p.interleaved, kVectors);
@@ -64,11 +67,13 @@ Status activation(const ActivationProblem& p, const Launch& launch) {
   return with_type(p.in, [&](auto element) {
     using T = decltype(element);
     const bool vectors = rows_take_vectors<T>(p.h, p.F) && rows_take_vectors<T>(p.out, p.F);
+    const RowPieces pieces = RowPieces::strips<T>(p.F);
     const ForwardParams<T> params = {static_cast<const T*>(p.h),
                                      either_input<T>(p.row_scale, p.scale_dtype),
                                      static_cast<T*>(p.out),
                                      p.T,
                                      p.F,
+                                     pieces,
                                      activation_params<T>(p),
                                      p.sizes,
                                      p.interleaved,
@@ -76,8 +81,8 @@ Status activation(const ActivationProblem& p, const Launch& launch) {
                                      vectors};
     return with_kind(p.kind, [&](auto kind) {
       return launch_kernel(activation_kernel<decltype(kind)::value, T>,
-                           row_grid(p.T, kBlocksPerSm<T>, launch.device), dim3(kRowThreads), 0, launch,
-                           params);
+                           row_grid(p.T, pieces, kBlocksPerSm<T>, launch.device), dim3(kRowThreads), 0,
+                           launch, params);
     });
   });
 }

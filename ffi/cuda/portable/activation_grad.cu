@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// dh = d activation / dh * (dy * row_scale) and d_row_scale[t] = sum_f dy[t,f] activation(h[t])[f]: one warp
-// a row. With F = 0 there is no dh, but d_row_scale is still written: zeros.
+// dh = d activation / dh * (dy * row_scale) and d_row_scale[t] = sum_f dy[t,f] activation(h[t])[f].
+// With F = 0 there is no dh, but d_row_scale is still written: zeros.
 #include "portable/activation.cuh"
 
 namespace grouped::cuda {
@@ -14,6 +14,7 @@ struct BackwardParams {
   T* dh;                        // as h
   EitherOutput<T> d_row_scale;  // [rows], or null
   int64_t rows, F;
+  RowPieces pieces;
   ActivationParams<Accumulator<T>> options;
   GroupSizes sizes;
   bool interleaved, zero_tail;
@@ -26,10 +27,13 @@ __device__ __forceinline__ void differentiate_rows(const BackwardParams<T>& p, i
   constexpr int kCount = kStrip<T>;
   const int64_t h_length = is_gated(kKind) ? 2 * p.F : p.F;
   const bool has_scale = p.row_scale.data != nullptr;
-  for (int64_t row = first_row_of_warp(); row < num_rows; row += row_stride_of_grid()) {
+  for (RowWalk at(p.pieces); at.row < num_rows; at.advance()) {
+    const int64_t row = at.row;
     const A scale = has_scale ? p.row_scale[row] : A(1);
     A sum = 0;
-    for (int64_t first = threadIdx.x % 32 * kCount; first < p.F; first += 32 * kCount) {
+    const int64_t begin = at.piece * p.pieces.length;
+    const int64_t end = begin + p.pieces.length < p.F ? begin + p.pieces.length : p.F;
+    for (int64_t first = begin + threadIdx.x % 32 * kCount; first < end; first += 32 * kCount) {
       A gate[kCount];
       A up[kCount];
       A dy[kCount];
@@ -86,6 +90,7 @@ Status activation_grad(const ActivationGradProblem& p, const Launch& launch) {
     using T = decltype(element);
     const bool vectors =
         rows_take_vectors<T>(f.h, f.F) && rows_take_vectors<T>(p.dy, f.F) && rows_take_vectors<T>(p.dh, f.F);
+    const RowPieces pieces = p.d_row_scale == nullptr ? RowPieces::strips<T>(f.F) : RowPieces::whole(f.F);
     const BackwardParams<T> params = {static_cast<const T*>(f.h),
                                       static_cast<const T*>(p.dy),
                                       either_input<T>(f.row_scale, f.scale_dtype),
@@ -93,6 +98,7 @@ Status activation_grad(const ActivationGradProblem& p, const Launch& launch) {
                                       either_output<T>(p.d_row_scale, f.scale_dtype),
                                       f.T,
                                       f.F,
+                                      pieces,
                                       activation_params<T>(f),
                                       f.sizes,
                                       f.interleaved,
@@ -100,7 +106,8 @@ Status activation_grad(const ActivationGradProblem& p, const Launch& launch) {
                                       vectors};
     return with_kind(f.kind, [&](auto kind) {
       return launch_kernel(activation_grad_kernel<decltype(kind)::value, T>,
-                           row_grid(f.T, kBlocksPerSm, launch.device), dim3(kRowThreads), 0, launch, params);
+                           row_grid(f.T, pieces, kBlocksPerSm, launch.device), dim3(kRowThreads), 0, launch,
+                           params);
     });
   });
 }

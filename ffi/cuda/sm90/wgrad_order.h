@@ -43,27 +43,4 @@ class BandWalk {
   int32_t first_ = 0;  // row of the band
 };
 
-// Which piece of which place of the map's order.
-struct WgradPiece {
-  int32_t place, in_group;
-};
-
-GROUPED_HD WgradPiece piece_in_order(int64_t id, int32_t per_group) {
-  const uint32_t place = static_cast<uint32_t>(id) / static_cast<uint32_t>(per_group);
-  return {static_cast<int32_t>(place), static_cast<int32_t>(id) - static_cast<int32_t>(place) * per_group};
-}
-
-// The second half of each group's pieces by turns with the first half of the next one's. A group's operands
-// come from memory with its first pieces; clusters that all began it at once would all wait for them, and
-// then leave memory idle.
-GROUPED_HD WgradPiece staggered_piece(int64_t id, int32_t per_group, int64_t groups) {
-  const int32_t first_half = (per_group + 1) / 2;
-  if (id < first_half) return {0, static_cast<int32_t>(id)};
-  const WgradPiece at = piece_in_order(id - first_half, per_group);
-  if (at.place == groups - 1) return {at.place, first_half + at.in_group};
-  const int32_t pair = at.in_group / 2;
-  if (at.in_group % 2 == 0) return {at.place + 1, pair};
-  return {at.place, first_half + pair};
-}
-
 }  // namespace grouped::cuda::sm90

@@ -20,23 +20,23 @@ class GroupWindow {
   // By all lanes, with the same argument.
   __device__ __forceinline__ void find(int32_t place, int32_t* group, int32_t* first_token,
                                        int32_t* num_tokens) {
-    if (place < window_ || place >= window_ + 32) {
-      window_ = max(place - 16, 0);  // places rise or fall, and alternate
-      const int32_t mine = window_ + static_cast<int32_t>(threadIdx.x % 32);
+    if (place / 32 != window_) {
+      window_ = place / 32;
+      const int32_t mine = window_ * 32 + static_cast<int32_t>(threadIdx.x % 32);
       if (mine < map_.G) {
         group_ = map_.order[mine];
         first_token_ = static_cast<int32_t>(map_.offsets[group_]);
         num_tokens_ = static_cast<int32_t>(map_.offsets[group_ + 1]) - first_token_;
       }
     }
-    *group = __shfl_sync(0xffffffffu, group_, place - window_);
-    *first_token = __shfl_sync(0xffffffffu, first_token_, place - window_);
-    *num_tokens = __shfl_sync(0xffffffffu, num_tokens_, place - window_);
+    *group = __shfl_sync(0xffffffffu, group_, place % 32);
+    *first_token = __shfl_sync(0xffffffffu, first_token_, place % 32);
+    *num_tokens = __shfl_sync(0xffffffffu, num_tokens_, place % 32);
   }
 
  private:
   const RowMap& map_;
-  int32_t window_ = -32;  // its first place
+  int32_t window_ = -1;
   int32_t group_ = 0, first_token_ = 0, num_tokens_ = 0;
 };
 
@@ -128,11 +128,10 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
     return feed.next();
   };
   for (int64_t id = next(); id < pieces; id = next()) {
-    const WgradPiece piece =
-        feed.is_ahead() ? staggered_piece(id, per_group, map.G) : piece_in_order(id, per_group);
-    const int32_t first = piece.in_group * 2;
+    const uint32_t place = static_cast<uint32_t>(id) / static_cast<uint32_t>(per_group);
+    const int32_t first = (static_cast<int32_t>(id) - static_cast<int32_t>(place) * per_group) * 2;
     Tile tile;
-    groups.find(piece.place, &tile.group, &tile.first_token, &tile.num_tokens);
+    groups.find(static_cast<int32_t>(place), &tile.group, &tile.first_token, &tile.num_tokens);
     if (skip_empty && tile.num_tokens == 0) continue;
     tile.num_blocks = (tile.num_tokens + kReduceTile - 1) / kReduceTile;
     walk.go_to(first);

@@ -17,22 +17,37 @@ struct alignas(16) Strip {
   T elements[kStrip<T>];
 };
 
-// Loads strip[i] = row[first + i] in accumulator precision; 0 at and past `end`. `vectors` promises 16-byte
-// alignment and whole strips.
-template <typename T, int kCount>
-__device__ __forceinline__ void load_strip(Accumulator<T> (&strip)[kCount], const T* row, int64_t first,
-                                           int64_t end, bool vectors) {
-  static_assert(kCount % kStrip<T> == 0, "a strip is a whole number of 16-byte words");
+// row[first..] as it is stored; 0 at and past `end`. `vectors` promises 16-byte alignment and whole strips.
+template <typename T>
+__device__ __forceinline__ Strip<T> read_strip(const T* row, int64_t first, int64_t end, bool vectors) {
+  Strip<T> strip = {};
   if (vectors) {
-#pragma unroll
-    for (int w = 0; w < kCount / kStrip<T>; ++w) {
-      const Strip<T> word = *reinterpret_cast<const Strip<T>*>(row + first + w * kStrip<T>);
-#pragma unroll
-      for (int i = 0; i < kStrip<T>; ++i) strip[w * kStrip<T> + i] = widen(word.elements[i]);
-    }
+    if (first < end) strip = *reinterpret_cast<const Strip<T>*>(row + first);
   } else {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) strip[i] = first + i < end ? widen(row[first + i]) : Accumulator<T>(0);
+    for (int i = 0; i < kStrip<T>; ++i) {
+      if (first + i < end) strip.elements[i] = row[first + i];
+    }
+  }
+  return strip;
+}
+
+template <typename T>
+__device__ __forceinline__ void widen_strip(Accumulator<T> (&values)[kStrip<T>], const Strip<T>& strip) {
+#pragma unroll
+  for (int i = 0; i < kStrip<T>; ++i) values[i] = widen(strip.elements[i]);
+}
+
+// The same in accumulator precision.
+template <typename T, int kCount>
+__device__ __forceinline__ void load_strip(Accumulator<T> (&values)[kCount], const T* row, int64_t first,
+                                           int64_t end, bool vectors) {
+  static_assert(kCount % kStrip<T> == 0, "a strip is a whole number of 16-byte words");
+#pragma unroll
+  for (int w = 0; w < kCount / kStrip<T>; ++w) {
+    const Strip<T> word = read_strip<T>(row, first + w * kStrip<T>, end, vectors);
+#pragma unroll
+    for (int i = 0; i < kStrip<T>; ++i) values[w * kStrip<T> + i] = widen(word.elements[i]);
   }
 }
 

@@ -21,33 +21,39 @@ struct ForwardParams {
 template <int32_t kKind, bool kVectors, typename T>
 __device__ __forceinline__ void activate_rows(const ForwardParams<T>& p, int64_t num_rows) {
   using A = Accumulator<T>;
-  constexpr int kCount = kStrip<T>;
   const int64_t h_length = is_gated(kKind) ? 2 * p.F : p.F;
   const bool has_scale = p.row_scale.data != nullptr;
-  for (RowWalk at(p.pieces); at.row < num_rows; at.advance()) {
-    const int64_t row = at.row;
-    const int64_t first = at.piece * p.pieces.length + threadIdx.x % 32 * kCount;
-    if (first < p.F) {
-      const A scale = has_scale ? p.row_scale[row] : A(1);
-      A gate[kCount];
-      A up[kCount];
-      load_gate_up<kKind, T>(gate, up, p.h + row * h_length, first, p.F, p.interleaved, kVectors);
-      A value[kCount];
+  // One piece ahead, so that memory has work while this one is computed.
+  RowWalk next(p.pieces);
+  HiddenStrip<kKind, T> ahead;
+  const auto read = [&] {
+    if (next.row < num_rows)
+      ahead = read_hidden<kKind>(p.h + next.row * h_length, next.first<T>(), p.F, p.interleaved, kVectors);
+  };
+  read();
+  while (next.row < num_rows) {
+    const int64_t row = next.row;
+    const int64_t first = next.first<T>();
+    A gate[kStrip<T>];
+    A up[kStrip<T>];
+    split_hidden<kKind>(gate, up, ahead, p.interleaved);
+    next.advance();
+    read();
+    const A scale = has_scale ? p.row_scale[row] : A(1);
+    A value[kStrip<T>];
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        value[i] = activation_value<kKind, 8 * sizeof(T)>(gate[i], up[i], p.options);
-        if (has_scale) value[i] = multiply(value[i], scale);
-      }
-      store_strip<T>(p.out + row * p.F, first, p.F, value, kVectors);
+    for (int i = 0; i < kStrip<T>; ++i) {
+      value[i] = activation_value<kKind, 8 * sizeof(T)>(gate[i], up[i], p.options);
+      if (has_scale) value[i] = multiply(value[i], scale);
     }
+    if (first < p.F) store_strip<T>(p.out + row * p.F, first, p.F, value, kVectors);
   }
 }
 
-template <typename T>
-constexpr int kBlocksPerSm = sizeof(T) == 8 ? 4 : kRowBlocksPerSm;
+constexpr int kBlocksPerSm = 4;  // 64 registers a thread
 
 template <int32_t kKind, typename T>
-__global__ void __launch_bounds__(kRowThreads, kBlocksPerSm<T>)
+__global__ void __launch_bounds__(kRowThreads, kBlocksPerSm)
     activation_kernel(const __grid_constant__ ForwardParams<T> p) {
   const int64_t num_rows = last_row(p.sizes);
   if (p.vectors) {
@@ -67,7 +73,7 @@ Status activation(const ActivationProblem& p, const Launch& launch) {
   return with_type(p.in, [&](auto element) {
     using T = decltype(element);
     const bool vectors = rows_take_vectors<T>(p.h, p.F) && rows_take_vectors<T>(p.out, p.F);
-    const RowPieces pieces = RowPieces::strips<T>(p.F);
+    const RowPieces pieces = RowPieces::of<T>(p.F, false);
     const ForwardParams<T> params = {static_cast<const T*>(p.h),
                                      either_input<T>(p.row_scale, p.scale_dtype),
                                      static_cast<T*>(p.out),
@@ -81,8 +87,8 @@ Status activation(const ActivationProblem& p, const Launch& launch) {
                                      vectors};
     return with_kind(p.kind, [&](auto kind) {
       return launch_kernel(activation_kernel<decltype(kind)::value, T>,
-                           row_grid(p.T, pieces, kBlocksPerSm<T>, launch.device), dim3(kRowThreads), 0,
-                           launch, params);
+                           row_grid(p.T, pieces, kBlocksPerSm, launch.device), dim3(kRowThreads), 0, launch,
+                           params);
     });
   });
 }

@@ -90,19 +90,21 @@ __global__ void __launch_bounds__(kSplitThreads) split_kernel(int multiprocessor
 
 // The map may be changing under this copy, by the split on another stream. Whatever is read, the clusters of
 // this launch read the copy and agree.
-__global__ void prepare_kernel(PieceCounters* counters, int clusters, const RowMap map) {
+__global__ void prepare_kernel(PieceCounters* counters, int clusters, const LeadingGroup leader) {
   for (int pair = threadIdx.x; pair < kMaxPairs; pair += blockDim.x)
     counters->half_of_pair[pair] = half_map.half_of_pair[pair];
-  if (threadIdx.x == 32) {
-    const int32_t first = map.order == nullptr ? 0 : map.order[0];
-    const int64_t rows = map.order == nullptr ? 0 : map.offsets[first + 1] - map.offsets[first];
-    counters->has_leader = rows > 0 && rows * 2 >= map.offsets[map.G];
-  }
-  if (threadIdx.x != 0) return;
-  counters->taken[0] = counters->taken[1] = 0;
   const int pairs = half_map.pairs;
   const int share = pairs > 0 ? half_map.first_half * clusters / pairs : clusters;
-  counters->first_half = min(max(share, 0), clusters);
+  const int first_half = min(max(share, 0), clusters);
+  if (threadIdx.x == 0) {
+    counters->taken[0] = counters->taken[1] = 0;
+    counters->first_half = first_half;
+  } else if (threadIdx.x == 32) {
+    const RowMap& map = leader.map;
+    const int32_t first = map.order == nullptr ? 0 : map.order[0];
+    const int64_t rows = map.order == nullptr ? 0 : map.offsets[first + 1] - map.offsets[first];
+    counters->begin_together = rows > 0 && rows * 2 >= map.offsets[map.G] && leader.pieces > first_half;
+  }
 }
 
 // The stream to measure in: the call's own. A captured probe would be measured again at each replay, so
@@ -131,15 +133,15 @@ Status probe(const Launch& launch) {
 
 }  // namespace
 
-Status prepare_counters(int clusters, const Launch& launch, const RowMap* map, PieceCounters* counters) {
+Status prepare_counters(int clusters, const Launch& launch, const LeadingGroup& leader,
+                        PieceCounters* counters) {
   static std::atomic<uint64_t> probed{0};
   const uint64_t bit = launch.device < 64 ? uint64_t{1} << launch.device : 0;
   if (bit != 0 && (probed.load(std::memory_order_relaxed) & bit) == 0 &&
       (probed.fetch_or(bit, std::memory_order_relaxed) & bit) == 0) {
     (void)probe(launch);  // without it all clusters count as one half; what is really wrong, the launch tells
   }
-  prepare_kernel<<<1, kMaxPairs, 0, stream_of(launch)>>>(counters, clusters,
-                                                         map == nullptr ? RowMap{} : *map);
+  prepare_kernel<<<1, kMaxPairs, 0, stream_of(launch)>>>(counters, clusters, leader);
   return launch_status(cudaGetLastError(), launch.device);
 }
 

@@ -231,7 +231,7 @@ Status mm_in(const MmProblem& p, const Config& config, const Launch& launch) {
   if (config.on_demand) {
     params.order.counters = static_cast<PieceCounters*>(launch.workspace);
     const Status prepared = prepare_counters(num_clusters(tiles, kClusterBlocks, launch.device), launch,
-                                             nullptr, params.order.counters);
+                                             LeadingGroup{}, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
   return p.weight_is_gkn ? launch_mm<T, Shape, Major::kOuter>(params, tiles, launch)

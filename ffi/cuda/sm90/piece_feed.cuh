@@ -27,7 +27,7 @@ class PieceFeed {
       const uint32_t pair = multiprocessor / 2;
       half_ = pair < kMaxPairs ? counters->half_of_pair[pair] : 0;
       first_half_ = counters->first_half;
-      has_leader_ = counters->has_leader != 0;
+      begins_together_ = counters->begin_together != 0;
     }
   }
 
@@ -78,8 +78,7 @@ class PieceFeed {
     const int64_t first_ones = static_cast<int64_t>(taken & 0xffffffffu);
     const int64_t last_ones = static_cast<int64_t>(taken >> 32);
     if (first_ones + last_ones >= pieces) return kNoPiece;
-    // A group with half of the rows must not wait until one half has written the zeros of the empty ones.
-    if (has_leader_) return first_ones + last_ones;
+    if (begins_together_) return first_ones + last_ones;
     return half_ == 0 ? first_ones : pieces - 1 - last_ones;
   }
 
@@ -114,7 +113,7 @@ class PieceFeed {
   int32_t place_ = 0;
   int half_ = 0;
   int32_t first_half_ = 0;
-  bool has_leader_ = false;
+  bool begins_together_ = false;
   Cursor<Shared<Shape>::kFeedSlots> told_, heard_;  // the next slot to tell, to hear
 };
 

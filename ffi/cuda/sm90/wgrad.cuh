@@ -237,8 +237,8 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   params.order = {config.from_both_ends, config.band_rows, nullptr};
   if (config.on_demand) {
     params.order.counters = counters_behind_map(launch, p.G);
-    const Status prepared = prepare_counters(num_clusters(tiles, kClusterBlocks, launch.device), launch, &map,
-                                             params.order.counters);
+    const Status prepared = prepare_counters(num_clusters(tiles, kClusterBlocks, launch.device), launch,
+                                             {map, ceil_div(per_group, 2)}, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
   return launch_wgrad<T, kAdds, Shape>(params, tiles, launch);

@@ -17,18 +17,14 @@ struct alignas(16) Strip {
   T elements[kStrip<T>];
 };
 
-// row[first..] as it is stored; 0 at and past `end`. `vectors` promises 16-byte alignment and whole strips.
+// row[first..] as it is stored, first < end; 0 past `end`. `vectors` promises 16-byte alignment and whole
+// strips.
 template <typename T>
 __device__ __forceinline__ Strip<T> read_strip(const T* row, int64_t first, int64_t end, bool vectors) {
-  Strip<T> strip = {};
-  if (vectors) {
-    if (first < end) strip = *reinterpret_cast<const Strip<T>*>(row + first);
-  } else {
+  if (vectors) return *reinterpret_cast<const Strip<T>*>(row + first);
+  Strip<T> strip;
 #pragma unroll
-    for (int i = 0; i < kStrip<T>; ++i) {
-      if (first + i < end) strip.elements[i] = row[first + i];
-    }
-  }
+  for (int i = 0; i < kStrip<T>; ++i) strip.elements[i] = first + i < end ? row[first + i] : T(0.0f);
   return strip;
 }
 

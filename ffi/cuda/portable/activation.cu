@@ -25,15 +25,19 @@ __device__ __forceinline__ void activate_rows(const ForwardParams<T>& p, int64_t
   const bool has_scale = p.row_scale.data != nullptr;
   // One piece ahead, so that memory has work while this one is computed.
   RowWalk next(p.pieces);
-  HiddenStrip<kKind, T> ahead;
+  const auto first_of = [&](const RowWalk& at) {
+    return at.piece * p.pieces.length + threadIdx.x % 32 * kStrip<T>;
+  };
+  HiddenStrip<kKind, T> ahead = {};
   const auto read = [&] {
-    if (next.row < num_rows)
-      ahead = read_hidden<kKind>(p.h + next.row * h_length, next.first<T>(), p.F, p.interleaved, kVectors);
+    const int64_t first = first_of(next);
+    if (next.row >= num_rows || first >= p.F) return;
+    ahead = read_hidden<kKind>(p.h + next.row * h_length, first, p.F, p.interleaved, kVectors);
   };
   read();
   while (next.row < num_rows) {
     const int64_t row = next.row;
-    const int64_t first = next.first<T>();
+    const int64_t first = first_of(next);
     A gate[kStrip<T>];
     A up[kStrip<T>];
     split_hidden<kKind>(gate, up, ahead, p.interleaved);
@@ -73,7 +77,7 @@ Status activation(const ActivationProblem& p, const Launch& launch) {
   return with_type(p.in, [&](auto element) {
     using T = decltype(element);
     const bool vectors = rows_take_vectors<T>(p.h, p.F) && rows_take_vectors<T>(p.out, p.F);
-    const RowPieces pieces = RowPieces::of<T>(p.F, false);
+    const RowPieces pieces = RowPieces::strips<T>(p.F);
     const ForwardParams<T> params = {static_cast<const T*>(p.h),
                                      either_input<T>(p.row_scale, p.scale_dtype),
                                      static_cast<T*>(p.out),

@@ -19,7 +19,7 @@ struct HiddenStrip {
   Strip<T> words[is_gated(kKind) ? 2 : 1];
 };
 
-// Features first.. of the row that begins at `row`; zeros past F.
+// Features first.. of the row that begins at `row`, first < F; zeros past F.
 template <int32_t kKind, typename T>
 __device__ __forceinline__ HiddenStrip<kKind, T> read_hidden(const T* row, int64_t first, int64_t F,
                                                              bool interleaved, bool vectors) {
@@ -51,6 +51,21 @@ __device__ __forceinline__ void split_hidden(Accumulator<T> (&gate)[kStrip<T>],
   } else {
     widen_strip<T>(gate, h.words[0]);
     widen_strip<T>(up, h.words[1]);
+  }
+}
+
+// Both at once. A branch for each layout, so that words are not moved to where the other would have them.
+template <int32_t kKind, typename T>
+__device__ __forceinline__ void load_gate_up(Accumulator<T> (&gate)[kStrip<T>],
+                                             Accumulator<T> (&up)[kStrip<T>], const T* row, int64_t first,
+                                             int64_t F, bool interleaved, bool vectors) {
+  const auto load = [&](bool is_interleaved) {
+    split_hidden<kKind>(gate, up, read_hidden<kKind>(row, first, F, is_interleaved, vectors), is_interleaved);
+  };
+  if (interleaved) {
+    load(true);
+  } else {
+    load(false);
   }
 }
 

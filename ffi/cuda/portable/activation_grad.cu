@@ -24,52 +24,41 @@ struct BackwardParams {
 template <int32_t kKind, bool kVectors, typename T>
 __device__ __forceinline__ void differentiate_rows(const BackwardParams<T>& p, int64_t num_rows) {
   using A = Accumulator<T>;
+  constexpr int kCount = kStrip<T>;
   const int64_t h_length = is_gated(kKind) ? 2 * p.F : p.F;
   const bool has_scale = p.row_scale.data != nullptr;
-  // One piece ahead, so that memory has work while this one is computed.
-  RowWalk next(p.pieces);
-  HiddenStrip<kKind, T> h_ahead;
-  Strip<T> dy_ahead;
-  const auto read = [&] {
-    if (next.row >= num_rows) return;
-    const int64_t first = next.first<T>();
-    h_ahead = read_hidden<kKind>(p.h + next.row * h_length, first, p.F, p.interleaved, kVectors);
-    dy_ahead = read_strip(p.dy + next.row * p.F, first, p.F, kVectors);
-  };
-  read();
-  A sum = 0;
-  while (next.row < num_rows) {
-    const int64_t row = next.row;
-    const int64_t first = next.first<T>();
-    A gate[kStrip<T>];
-    A up[kStrip<T>];
-    A dy[kStrip<T>];
-    split_hidden<kKind>(gate, up, h_ahead, p.interleaved);
-    widen_strip<T>(dy, dy_ahead);
-    next.advance();
-    read();
+  for (RowWalk at(p.pieces); at.row < num_rows; at.advance()) {
+    const int64_t row = at.row;
     const A scale = has_scale ? p.row_scale[row] : A(1);
+    A sum = 0;
+    const int64_t begin = at.piece * p.pieces.length;
+    const int64_t end = begin + p.pieces.length < p.F ? begin + p.pieces.length : p.F;
+    for (int64_t first = begin + threadIdx.x % 32 * kCount; first < end; first += 32 * kCount) {
+      A gate[kCount];
+      A up[kCount];
+      A dy[kCount];
+      load_gate_up<kKind, T>(gate, up, p.h + row * h_length, first, p.F, p.interleaved, kVectors);
+      load_strip<T>(dy, p.dy + row * p.F, first, p.F, kVectors);
 #pragma unroll
-    for (int i = 0; i < kStrip<T>; ++i) {
-      const ActivationGradient<A> gradient =
-          activation_gradient<kKind, 8 * sizeof(T)>(gate[i], up[i], p.options);
-      // Past F gate, up and dy are zeros, and so is their product: clamped SwiGLU too has gate' = 0 there.
-      sum = multiply_add(dy[i], gradient.value, sum);
-      const A upstream = has_scale ? multiply(dy[i], scale) : dy[i];
-      gate[i] = multiply(gradient.d_gate, upstream);
-      up[i] = multiply(gradient.d_up, upstream);
-    }
-    if (first < p.F)
+      for (int i = 0; i < kCount; ++i) {
+        const ActivationGradient<A> gradient =
+            activation_gradient<kKind, 8 * sizeof(T)>(gate[i], up[i], p.options);
+        // Past F gate, up and dy are zeros, and so is their product: clamped SwiGLU too has gate' = 0 there.
+        sum = multiply_add(dy[i], gradient.value, sum);
+        const A upstream = has_scale ? multiply(dy[i], scale) : dy[i];
+        gate[i] = multiply(gradient.d_gate, upstream);
+        up[i] = multiply(gradient.d_up, upstream);
+      }
       store_gate_up<kKind, T>(p.dh + row * h_length, first, p.F, gate, up, p.interleaved, kVectors);
-    if (p.d_row_scale.data != nullptr && next.row != row) {
+    }
+    if (p.d_row_scale.data != nullptr) {
       sum = warp_sum(sum);
       if (threadIdx.x % 32 == 0) p.d_row_scale.store(row, sum);
-      sum = 0;
     }
   }
 }
 
-constexpr int kBlocksPerSm = 3;  // 80 registers a thread
+constexpr int kBlocksPerSm = 4;  // 64 registers a thread
 
 template <int32_t kKind, typename T>
 __global__ void __launch_bounds__(kRowThreads, kBlocksPerSm)
@@ -101,7 +90,7 @@ Status activation_grad(const ActivationGradProblem& p, const Launch& launch) {
     using T = decltype(element);
     const bool vectors =
         rows_take_vectors<T>(f.h, f.F) && rows_take_vectors<T>(p.dy, f.F) && rows_take_vectors<T>(p.dh, f.F);
-    const RowPieces pieces = RowPieces::of<T>(f.F, p.d_row_scale != nullptr);
+    const RowPieces pieces = p.d_row_scale == nullptr ? RowPieces::strips<T>(f.F) : RowPieces::whole(f.F);
     const BackwardParams<T> params = {static_cast<const T*>(f.h),
                                       static_cast<const T*>(p.dy),
                                       either_input<T>(f.row_scale, f.scale_dtype),

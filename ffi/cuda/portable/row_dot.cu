@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSm)
     row_dot_kernel(const __grid_constant__ RowDotParams<T> p) {
   const int64_t num_rows = p.map.offsets[p.map.G];
   const int64_t end = p.zero_tail ? p.rows : num_rows;
-  for (RowWalk at(RowPieces{1, true}); at.row < end; at.advance()) {
+  for (RowWalk at(RowPieces::whole(p.K)); at.row < end; at.advance()) {
     const int64_t row = at.row;
     Accumulator<T> sum = 0;
     if (row < num_rows) {
@@ -77,7 +77,8 @@ Status row_dot(const RowDotProblem& p, const Launch& launch) {
         p.zero_tail,
         rows_take_vectors<T>(p.a, p.K) && rows_take_vectors<T>(p.b, b.is_wide, p.K),
         rows_take_vectors<T>(p.dy, p.N) && rows_take_vectors<T>(p.bias, bias.is_wide, p.N)};
-    return launch_kernel(row_dot_kernel<T>, row_grid(p.T, RowPieces{1, true}, kRowBlocksPerSm, launch.device),
+    return launch_kernel(row_dot_kernel<T>,
+                         row_grid(p.T, RowPieces::whole(p.K), kRowBlocksPerSm, launch.device),
                          dim3(kRowThreads), 0, launch, params);
   });
 }

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSm)
   const int64_t num_rows = last_row(p.sizes);
   for (RowWalk at(p.pieces); at.row < num_rows; at.advance()) {
     const int64_t row = at.row;
-    const int64_t first = at.first<T>();
+    const int64_t first = at.piece * p.pieces.length + threadIdx.x % 32 * kCount;
     if (first < p.K) {
       const Accumulator<T> scale = p.row_scale[row];
       Accumulator<T> strip[kCount];
@@ -46,7 +46,7 @@ Status row_scale(const RowScaleProblem& p, const Launch& launch) {
     using T = decltype(element);
     const EitherInput<T> x = either_input<T>(p.x, p.in);
     const bool vectors = rows_take_vectors<T>(p.x, x.is_wide, p.K) && rows_take_vectors<T>(p.out, p.K);
-    const RowPieces pieces = RowPieces::of<T>(p.K, false);
+    const RowPieces pieces = RowPieces::strips<T>(p.K);
     const RowScaleParams<T> params = {x,
                                       either_input<T>(p.row_scale, p.scale_dtype),
                                       static_cast<T*>(p.out),

@@ -13,64 +13,54 @@
 namespace grouped::cuda {
 
 inline constexpr int kRowThreads = 256;
-inline constexpr int kRowWarps = kRowThreads / 32;
+inline constexpr int kRowsPerBlock = kRowThreads / 32;
 
 inline constexpr int kRowBlocksPerSm = 6;  // 40 registers a thread
 
-// Elements of a row that a warp takes at once: a strip for each lane.
-template <typename T>
-inline constexpr int kRowPiece = 32 * kStrip<T>;
-
-// Which pieces of which rows a warp takes. Neighbouring warps take neighbouring pieces, because memory likes
-// to be read in one place; where there is a sum along a row, one warp takes all of it.
+// How rows are divided into what a warp takes at once. Neighbouring warps take neighbouring pieces, because
+// memory likes to be read in one place; where there is a sum along a row, that is the whole of it.
 struct RowPieces {
-  int32_t count;  // of a row, at least 1
-  bool whole_rows;
+  int64_t length;  // elements of one
+  int32_t count;   // of a row, at least 1
 
   template <typename T>
-  static RowPieces of(int64_t row_length, bool whole_rows) {
-    return {static_cast<int32_t>(std::max<int64_t>(1, ceil_div(row_length, kRowPiece<T>))), whole_rows};
+  static RowPieces strips(int64_t row_length) {
+    constexpr int64_t kLength = 32 * kStrip<T>;
+    return {kLength, static_cast<int32_t>(std::max<int64_t>(1, ceil_div(row_length, kLength)))};
   }
+  GROUPED_HD static RowPieces whole(int64_t row_length) { return {row_length, 1}; }
 };
 
 // As many blocks as run at once, which a kernel's __launch_bounds__ promise: a second wave would leave most
 // of the machine empty.
 inline unsigned int row_grid(int64_t rows, const RowPieces& pieces, int blocks_per_sm, int device) {
-  const int64_t warps = pieces.whole_rows ? rows : saturating_product(rows, pieces.count);
-  return strided_grid(ceil_div(warps, kRowWarps), blocks_per_sm, device);
+  return strided_grid(ceil_div(saturating_product(rows, pieces.count), kRowsPerBlock), blocks_per_sm, device);
 }
 
-// The pieces of one warp, in turn.
+// The pieces of one warp: every so many-th of the grid.
 class RowWalk {
  public:
   __device__ __forceinline__ explicit RowWalk(const RowPieces& pieces) : count_(pieces.count) {
-    const int32_t warp = static_cast<int32_t>(blockIdx.x) * kRowWarps + threadIdx.x / 32;
-    const int32_t warps = static_cast<int32_t>(gridDim.x) * kRowWarps;
-    row = pieces.whole_rows ? warp : warp / count_;
-    piece = pieces.whole_rows ? 0 : warp % count_;
-    rows_ = pieces.whole_rows ? 0 : warps / count_;
-    pieces_ = pieces.whole_rows ? 1 : warps % count_;
-    rows_at_end_ = pieces.whole_rows ? warps : 1;
+    const int32_t warp = static_cast<int32_t>(blockIdx.x) * kRowsPerBlock + threadIdx.x / 32;
+    const int32_t warps = static_cast<int32_t>(gridDim.x) * kRowsPerBlock;
+    row = warp / count_;
+    piece = warp % count_;
+    rows_ = warps / count_;
+    rest_ = warps % count_;
   }
   __device__ __forceinline__ void advance() {
     row += rows_;
-    piece += pieces_;
+    piece += rest_;
     if (piece >= count_) {
       piece -= count_;
-      row += rows_at_end_;
+      ++row;
     }
   }
-  // The first element of this thread's strip.
-  template <typename T>
-  __device__ __forceinline__ int64_t first() const {
-    return piece * static_cast<int64_t>(kRowPiece<T>) + threadIdx.x % 32 * kStrip<T>;
-  }
-
   int64_t row;
   int32_t piece;
 
  private:
-  int32_t count_, rows_, pieces_, rows_at_end_;
+  int32_t count_, rows_, rest_;
 };
 
 // The sum of `value` over the warp, on every lane.

@@ -190,7 +190,9 @@ template <typename T, typename Shape, Major kWeight>
 Status launch_mm(const MmTensors<T>& params, int64_t tiles, const Launch& launch) {
   const auto launch_as = [&](auto result) {
     using Work = MmWork<T, Shape, kWeight, decltype(result)::value>;
-    return launch_block<Work>(mm_kernel<Work>, tiles, params, launch);
+    // Without counters what is in front of it is not ours.
+    const Begin begin = params.order.counters == nullptr ? Begin::kBehind : Begin::kBeside;
+    return launch_block<Work>(mm_kernel<Work>, tiles, params, launch, begin);
   };
   if (params.mm.out.is_wide) return launch_as(std::integral_constant<MmResult, MmResult::kWide>());
   return params.mm.bias.data == nullptr && params.mm.row_scale.data == nullptr

@@ -205,7 +205,7 @@ template <typename T, bool kAdds, typename Shape>
 Status launch_wgrad(const WgradTensors<T>& params, int64_t tiles, const Launch& launch) {
   const auto launch_as = [&](auto is_wide) {
     using Work = WgradWork<T, Shape, decltype(is_wide)::value, kAdds>;
-    return launch_block<Work>(wgrad_kernel<Work>, tiles, params, launch);
+    return launch_block<Work>(wgrad_kernel<Work>, tiles, params, launch, Begin::kBeside);
   };
   return params.wgrad.out.is_wide ? launch_as(std::true_type()) : launch_as(std::false_type());
 }

@@ -39,15 +39,16 @@ GROUPED_HD GeluArgument<A> gelu_argument(A x) {
           kScale * multiply_add(A(3 * 0.044715), square, A(1)), c};
 }
 
-template <int32_t kKind, typename A>
+// kBits: of the results that are made of it.
+template <int32_t kKind, int kBits, typename A>
 GROUPED_HD A activation_value(A gate, A up, const ActivationParams<A>& p) {
   if constexpr (kKind == GROUPED_SWIGLU) {
-    return gate * sigmoid(gate).value * up;
+    return gate * sigmoid_for<kBits>(gate).value * up;
   } else if constexpr (kKind == GROUPED_CLAMPED_SWIGLU) {
     const A g = gate > p.limit ? p.limit : gate;
-    return g * sigmoid(p.alpha * g).value * (clamp_between(up, -p.limit, p.limit) + p.offset);
+    return g * sigmoid_for<kBits>(p.alpha * g).value * (clamp_between(up, -p.limit, p.limit) + p.offset);
   } else if constexpr (kKind == GROUPED_GEGLU) {
-    return gate * sigmoid(gelu_argument(gate).twice_u).value * up;
+    return gate * sigmoid_for<kBits>(gelu_argument(gate).twice_u).value * up;
   } else {
     static_assert(kKind == GROUPED_SQUARED_RELU, "an activation needs its value here");
     const A r = gate < A(0) ? A(0) : gate;
@@ -55,10 +56,10 @@ GROUPED_HD A activation_value(A gate, A up, const ActivationParams<A>& p) {
   }
 }
 
-template <int32_t kKind, typename A>
+template <int32_t kKind, int kBits, typename A>
 GROUPED_HD ActivationGradient<A> activation_gradient(A gate, A up, const ActivationParams<A>& p) {
   if constexpr (kKind == GROUPED_SWIGLU) {
-    const Sigmoid<A> s = sigmoid(gate);
+    const Sigmoid<A> s = sigmoid_for<kBits>(gate);
     const A silu = gate * s.value;
     return {silu * up, up * s.value * multiply_add(gate, s.complement, A(1)), silu};
   } else if constexpr (kKind == GROUPED_CLAMPED_SWIGLU) {
@@ -66,14 +67,14 @@ GROUPED_HD ActivationGradient<A> activation_gradient(A gate, A up, const Activat
     const A u = clamp_between(up, -p.limit, p.limit) + p.offset;
     // Beyond 1e4 the sigmoid is 0 or 1 in every format, and 0 times an overflow would be NaN.
     const A z = clamp_between(p.alpha * g, A(-1e4), A(1e4));
-    const Sigmoid<A> s = sigmoid(z);
+    const Sigmoid<A> s = sigmoid_for<kBits>(z);
     const A silu = g * s.value;
     const bool up_is_free = !(up > p.limit) && !(up < -p.limit);
     return {silu * u, gate > p.limit ? A(0) : u * s.value * multiply_add(z, s.complement, A(1)),
             up_is_free ? silu : A(0)};
   } else if constexpr (kKind == GROUPED_GEGLU) {
     const GeluArgument<A> a = gelu_argument(gate);
-    const Sigmoid<A> s = sigmoid(a.twice_u);
+    const Sigmoid<A> s = sigmoid_for<kBits>(a.twice_u);
     const A gelu = gate * s.value;
     // Of the clamped gate: beyond, the complement or s.value is 0, and 0 times an overflow would be NaN.
     return {gelu * up, up * s.value * multiply_add(a.x * s.complement, a.twice_du, A(1)), gelu};

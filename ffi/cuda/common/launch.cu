@@ -46,6 +46,14 @@ Status launch_status(cudaError_t error, int device) {
   return Status(GROUPED_INTERNAL, cause);
 }
 
+bool is_capturing(const Launch& launch) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream_of(launch), &status) == cudaSuccess)
+    return status != cudaStreamCaptureStatusNone;
+  (void)cudaGetLastError();  // the default stream may not be asked while another one captures
+  return true;
+}
+
 int num_multiprocessors(int device) {
   static std::atomic<int> cache[kCachedDevices];
   const int count =

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <initializer_list>
 
 #include "core/backend.h"
 
@@ -37,6 +38,10 @@ inline cudaStream_t stream_of(const Launch& launch) { return static_cast<cudaStr
 
 // GROUPED_OK, or a sentence; also clears the runtime's last error, so that no later caller finds ours.
 Status launch_status(cudaError_t error, int device);
+
+// Whether the stream is being captured into a graph. Launches are kept plain there: not everyone who takes
+// graphs apart knows edges that are not.
+bool is_capturing(const Launch& launch);
 
 // Multiprocessors of the device; 1 if it cannot be asked, and then the launch itself will say why.
 int num_multiprocessors(int device);
@@ -71,16 +76,37 @@ Status allow_shared_memory(Kernel* kernel, int bytes, int device, std::atomic<ui
   return launch_status(error, device);
 }
 
+// When a kernel begins: behind everything before it on the stream; or, by programmatic dependent launch,
+// beside the one kernel in front of it, which must be ours and have waited for everything before. It then
+// waits itself before it reads what that one writes (wait_for_previous() in ptx.cuh).
+enum class Begin { kBehind, kBeside };
+
+// Launches `config`, to which it adds.
+template <typename Params>
+Status launch_config(void (*kernel)(Params), cudaLaunchConfig_t config, Begin begin,
+                     std::initializer_list<cudaLaunchAttribute> attributes, const Launch& launch,
+                     const Params& params) {
+  cudaLaunchAttribute all[4];
+  config.numAttrs = 0;
+  for (const cudaLaunchAttribute& attribute : attributes) all[config.numAttrs++] = attribute;
+  if (begin == Begin::kBeside && !is_capturing(launch)) {
+    all[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    all[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  config.attrs = all;
+  config.stream = stream_of(launch);
+  return launch_status(cudaLaunchKernelEx(&config, kernel, params), launch.device);
+}
+
 // Launches a kernel that takes one parameter structure.
 template <typename Params>
 Status launch_kernel(void (*kernel)(Params), unsigned int grid, dim3 block, size_t shared_bytes,
-                     const Launch& launch, const Params& params) {
+                     const Launch& launch, const Params& params, Begin begin = Begin::kBehind) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(grid);
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream_of(launch);
-  return launch_status(cudaLaunchKernelEx(&config, kernel, params), launch.device);
+  return launch_config(kernel, config, begin, {}, launch, params);
 }
 
 // Clusters of `cluster_size` blocks, one block a multiprocessor, for `tiles` pieces of work.
@@ -94,7 +120,7 @@ inline int num_clusters(int64_t tiles, int cluster_size, int device) {
 // `tiles` pieces of work.
 template <typename Params>
 Status launch_clusters(void (*kernel)(Params), int64_t tiles, int cluster_size, dim3 block,
-                       size_t shared_bytes, const Launch& launch, const Params& params) {
+                       size_t shared_bytes, const Launch& launch, const Params& params, Begin begin) {
   const int clusters = num_clusters(tiles, cluster_size, launch.device);
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -105,10 +131,7 @@ Status launch_clusters(void (*kernel)(Params), int64_t tiles, int cluster_size, 
   config.gridDim = dim3(static_cast<unsigned int>(clusters * cluster_size));
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream_of(launch);
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return launch_status(cudaLaunchKernelEx(&config, kernel, params), launch.device);
+  return launch_config(kernel, config, begin, {cluster}, launch, params);
 }
 
 }  // namespace grouped::cuda

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The PTX that C++ has no word for, one function an instruction. Everything here exists from sm_80 on.
+// The PTX that C++ has no word for, one function an instruction. What sm_80 lacks does nothing there.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,6 +11,20 @@ namespace grouped::cuda {
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Programmatic dependent launch (launch.h). The kernel behind this one may begin once all blocks have said
+// so.
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+// Until the kernel in front has ended and what it wrote can be read; at once if this one did not begin early.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
 }
 
 // Copies 16 bytes in the background; where `valid` is false, writes 16 zero bytes and does not read `source`.

@@ -3,7 +3,7 @@
 // elsewhere. Both ways a lane gets the same elements, so sums over strips have the same bits.
 #pragma once
 
-#include "common/convert.cuh"
+#include "common/pair.cuh"
 
 namespace grouped::cuda {
 
@@ -17,22 +17,33 @@ struct alignas(16) Strip {
   T elements[kStrip<T>];
 };
 
-// Loads strip[i] = row[first + i] in accumulator precision; 0 at and past `end`. `vectors` promises 16-byte
-// alignment and whole strips.
+// row[first..] as it is stored, first < end; 0 past `end`. `vectors` promises 16-byte alignment and whole
+// strips.
+template <typename T>
+__device__ __forceinline__ Strip<T> read_strip(const T* row, int64_t first, int64_t end, bool vectors) {
+  if (vectors) return *reinterpret_cast<const Strip<T>*>(row + first);
+  Strip<T> strip;
+#pragma unroll
+  for (int i = 0; i < kStrip<T>; ++i) strip.elements[i] = first + i < end ? row[first + i] : T(0.0f);
+  return strip;
+}
+
+template <typename T>
+__device__ __forceinline__ void widen_strip(Accumulator<T> (&values)[kStrip<T>], const Strip<T>& strip) {
+#pragma unroll
+  for (int i = 0; i < kStrip<T>; ++i) values[i] = widen(strip.elements[i]);
+}
+
+// The same in accumulator precision.
 template <typename T, int kCount>
-__device__ __forceinline__ void load_strip(Accumulator<T> (&strip)[kCount], const T* row, int64_t first,
+__device__ __forceinline__ void load_strip(Accumulator<T> (&values)[kCount], const T* row, int64_t first,
                                            int64_t end, bool vectors) {
   static_assert(kCount % kStrip<T> == 0, "a strip is a whole number of 16-byte words");
-  if (vectors) {
 #pragma unroll
-    for (int w = 0; w < kCount / kStrip<T>; ++w) {
-      const Strip<T> word = *reinterpret_cast<const Strip<T>*>(row + first + w * kStrip<T>);
+  for (int w = 0; w < kCount / kStrip<T>; ++w) {
+    const Strip<T> word = read_strip<T>(row, first + w * kStrip<T>, end, vectors);
 #pragma unroll
-      for (int i = 0; i < kStrip<T>; ++i) strip[w * kStrip<T> + i] = widen(word.elements[i]);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) strip[i] = first + i < end ? widen(row[first + i]) : Accumulator<T>(0);
+    for (int i = 0; i < kStrip<T>; ++i) values[w * kStrip<T> + i] = widen(word.elements[i]);
   }
 }
 
@@ -44,8 +55,18 @@ __device__ __forceinline__ void store_strip(T* row, int64_t first, int64_t end,
 #pragma unroll
     for (int w = 0; w < kCount / kStrip<T>; ++w) {
       Strip<T> word;
+      if constexpr (sizeof(T) == 2) {
+        using Pair = decltype(narrow_pair(T(), 0.0f, 0.0f));
+        static_assert(sizeof(Pair) == 2 * sizeof(T), "a word is whole pairs");
+        Pair pairs[kStrip<T> / 2];
 #pragma unroll
-      for (int i = 0; i < kStrip<T>; ++i) word.elements[i] = narrow<T>(strip[w * kStrip<T> + i]);
+        for (int i = 0; i < kStrip<T>; i += 2)
+          pairs[i / 2] = narrow_pair(T(), strip[w * kStrip<T> + i], strip[w * kStrip<T> + i + 1]);
+        memcpy(&word, pairs, sizeof(word));
+      } else {
+#pragma unroll
+        for (int i = 0; i < kStrip<T>; ++i) word.elements[i] = narrow<T>(strip[w * kStrip<T> + i]);
+      }
       *reinterpret_cast<Strip<T>*>(row + first + w * kStrip<T>) = word;
     }
   } else {

@@ -13,26 +13,59 @@ ActivationParams<Accumulator<T>> activation_params(const ActivationProblem& p) {
   return {static_cast<A>(p.alpha), static_cast<A>(p.limit), static_cast<A>(p.offset)};
 }
 
-// Features first.. of gate and up, from the row of h that begins at `row`. Concatenated rows are [gate | up].
-template <int32_t kKind, typename T, int kCount>
-__device__ __forceinline__ void load_gate_up(Accumulator<T> (&gate)[kCount], Accumulator<T> (&up)[kCount],
-                                             const T* row, int64_t first, int64_t F, bool interleaved,
-                                             bool vectors) {
+// A strip of features of a row of h, as it is stored. Concatenated rows are [gate | up].
+template <int32_t kKind, typename T>
+struct HiddenStrip {
+  Strip<T> words[is_gated(kKind) ? 2 : 1];
+};
+
+// Features first.. of the row that begins at `row`, first < F; zeros past F.
+template <int32_t kKind, typename T>
+__device__ __forceinline__ HiddenStrip<kKind, T> read_hidden(const T* row, int64_t first, int64_t F,
+                                                             bool interleaved, bool vectors) {
   if constexpr (!is_gated(kKind)) {
-    load_strip<T>(gate, row, first, F, vectors);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) up[i] = 0;
+    return {{read_strip(row, first, F, vectors)}};
   } else if (interleaved) {
-    Accumulator<T> both[2 * kCount];
-    load_strip<T>(both, row, 2 * first, 2 * F, vectors);
+    return {
+        {read_strip(row, 2 * first, 2 * F, vectors), read_strip(row, 2 * first + kStrip<T>, 2 * F, vectors)}};
+  } else {
+    return {{read_strip(row, first, F, vectors), read_strip(row + F, first, F, vectors)}};
+  }
+}
+
+template <int32_t kKind, typename T>
+__device__ __forceinline__ void split_hidden(Accumulator<T> (&gate)[kStrip<T>],
+                                             Accumulator<T> (&up)[kStrip<T>], const HiddenStrip<kKind, T>& h,
+                                             bool interleaved) {
+  if constexpr (!is_gated(kKind)) {
+    widen_strip<T>(gate, h.words[0]);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      gate[i] = both[2 * i];
-      up[i] = both[2 * i + 1];
+    for (int i = 0; i < kStrip<T>; ++i) up[i] = 0;
+  } else if (interleaved) {
+#pragma unroll
+    for (int i = 0; i < kStrip<T>; ++i) {
+      const Strip<T>& word = h.words[2 * i / kStrip<T>];
+      gate[i] = widen(word.elements[2 * i % kStrip<T>]);
+      up[i] = widen(word.elements[2 * i % kStrip<T> + 1]);
     }
   } else {
-    load_strip<T>(gate, row, first, F, vectors);
-    load_strip<T>(up, row + F, first, F, vectors);
+    widen_strip<T>(gate, h.words[0]);
+    widen_strip<T>(up, h.words[1]);
+  }
+}
+
+// Both at once. A branch for each layout, so that words are not moved to where the other would have them.
+template <int32_t kKind, typename T>
+__device__ __forceinline__ void load_gate_up(Accumulator<T> (&gate)[kStrip<T>],
+                                             Accumulator<T> (&up)[kStrip<T>], const T* row, int64_t first,
+                                             int64_t F, bool interleaved, bool vectors) {
+  const auto load = [&](bool is_interleaved) {
+    split_hidden<kKind>(gate, up, read_hidden<kKind>(row, first, F, is_interleaved, vectors), is_interleaved);
+  };
+  if (interleaved) {
+    load(true);
+  } else {
+    load(false);
   }
 }
 

@@ -14,8 +14,10 @@
 namespace grouped {
 namespace {
 
-// Which kernels will run is not known before the addresses are. Some use both parts.
-size_t workspace_size(int32_t, DType, int64_t, int64_t, int64_t G) {
+// Which kernels will run is not known before the addresses are. Some use both parts; those that need only the
+// end of the last group, none.
+size_t workspace_size(int32_t op, DType, int64_t, int64_t, int64_t G) {
+  if (op == GROUPED_OP_ACTIVATION || op == GROUPED_OP_ACTIVATION_GRAD || op == GROUPED_OP_ROW_SCALE) return 0;
   return cuda::sm90::counters_offset(G) + sizeof(cuda::sm90::PieceCounters);
 }
 

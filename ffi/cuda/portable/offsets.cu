@@ -6,7 +6,9 @@
 
 #include <vector>
 
+#include "common/group_sizes.cuh"
 #include "common/launch.h"
+#include "common/ptx.cuh"
 #include "core/offsets.h"
 #include "portable/offsets.h"
 
@@ -54,11 +56,6 @@ __device__ int64_t block_scan(int64_t value, int64_t carry, Combine combine, int
   return combine(before, value);
 }
 
-__device__ int64_t size_at(const GroupSizes& sizes, int64_t g) {
-  return sizes.is_64bit ? static_cast<const int64_t*>(sizes.data)[g]
-                        : static_cast<const int32_t*>(sizes.data)[g];
-}
-
 __device__ __forceinline__ void compute_offsets(const OffsetsParams& p) {
   __shared__ int64_t warp_totals[kMaxThreads / 32];
   __shared__ int64_t ends[kMaxThreads];
@@ -98,25 +95,40 @@ __global__ void __launch_bounds__(kMaxThreads) offsets_kernel(const __grid_const
   compute_offsets(p);
 }
 
-// order[rank of g] = g, ranks by falling size, then by number. Each thread counts who comes before its group.
+// Groups by falling size, then by number: a bitonic sort, because counting who comes before each takes a
+// group for each group, 10 us for 512.
 __device__ void order_groups(const OffsetsParams& p) {
-  __shared__ int sizes[kMaxOrdered];
+  __shared__ uint64_t keys[kMaxOrdered];
   __syncthreads();  // the offsets are written
   const int G = static_cast<int>(p.sizes.count);
-  const int g = threadIdx.x;
-  if (g < G) {
-    const int64_t size = p.offsets[g + 1] - p.offsets[g];
-    sizes[g] = size < INT32_MAX ? static_cast<int>(size) : INT32_MAX;
+  int count = 1;
+  while (count < G) count *= 2;
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    const int64_t size = i < G ? p.offsets[i + 1] - p.offsets[i] : 0;
+    const uint64_t smaller = UINT32_MAX - static_cast<uint32_t>(size < INT32_MAX ? size : INT32_MAX);
+    keys[i] = i < G ? smaller << 32 | static_cast<uint32_t>(i) : UINT64_MAX;
+  }
+  for (int length = 2; length <= count; length *= 2) {
+    for (int distance = length / 2; distance > 0; distance /= 2) {
+      __syncthreads();
+      for (int i = threadIdx.x; i < count / 2; i += blockDim.x) {
+        const int at = 2 * i - (i & (distance - 1));
+        const uint64_t a = keys[at], b = keys[at + distance];
+        const bool rises = (at & length) == 0;
+        if ((a > b) == rises) {
+          keys[at] = b;
+          keys[at + distance] = a;
+        }
+      }
+    }
   }
   __syncthreads();
-  if (g >= G) return;
-  int rank = 0;
-  for (int h = 0; h < G; ++h) rank += sizes[h] > sizes[g] || (sizes[h] == sizes[g] && h < g);
-  p.order[rank] = g;
+  for (int i = threadIdx.x; i < G; i += blockDim.x) p.order[i] = static_cast<int32_t>(keys[i]);
 }
 
 __global__ void __launch_bounds__(kMaxThreads)
     ordered_offsets_kernel(const __grid_constant__ OffsetsParams p) {
+  let_next_begin();
   compute_offsets(p);
   if (p.sizes.count <= kMaxOrdered) {
     order_groups(p);

@@ -35,10 +35,12 @@ __device__ __forceinline__ void add_products(Accumulator<T>& sum, const T* left,
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kRowThreads) row_dot_kernel(const __grid_constant__ RowDotParams<T> p) {
+__global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSm)
+    row_dot_kernel(const __grid_constant__ RowDotParams<T> p) {
   const int64_t num_rows = p.map.offsets[p.map.G];
   const int64_t end = p.zero_tail ? p.rows : num_rows;
-  for (int64_t row = first_row_of_warp(); row < end; row += row_stride_of_grid()) {
+  for (RowWalk at(RowPieces::whole(p.K)); at.row < end; at.advance()) {
+    const int64_t row = at.row;
     Accumulator<T> sum = 0;
     if (row < num_rows) {
       add_products<T>(sum, p.a + row * p.K, p.b, row * p.K, p.K, p.a_vectors);
@@ -75,8 +77,9 @@ Status row_dot(const RowDotProblem& p, const Launch& launch) {
         p.zero_tail,
         rows_take_vectors<T>(p.a, p.K) && rows_take_vectors<T>(p.b, b.is_wide, p.K),
         rows_take_vectors<T>(p.dy, p.N) && rows_take_vectors<T>(p.bias, bias.is_wide, p.N)};
-    return launch_kernel(row_dot_kernel<T>, row_grid(p.T, launch.device), dim3(kRowThreads), 0, launch,
-                         params);
+    return launch_kernel(row_dot_kernel<T>,
+                         row_grid(p.T, RowPieces::whole(p.K), kRowBlocksPerSm, launch.device),
+                         dim3(kRowThreads), 0, launch, params);
   });
 }
 

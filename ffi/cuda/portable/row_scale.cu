@@ -10,18 +10,22 @@ struct RowScaleParams {
   EitherInput<T> x, row_scale;  // [rows, K], [rows]
   T* out;                       // [rows, K]
   int64_t rows, K;
-  RowMap map;
+  RowPieces pieces;
+  GroupSizes sizes;
   bool zero_tail;
   bool vectors;
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kRowThreads) row_scale_kernel(const __grid_constant__ RowScaleParams<T> p) {
+__global__ void __launch_bounds__(kRowThreads, kRowBlocksPerSm)
+    row_scale_kernel(const __grid_constant__ RowScaleParams<T> p) {
   constexpr int kCount = kStrip<T>;
-  const int64_t num_rows = p.map.offsets[p.map.G];
-  for (int64_t row = first_row_of_warp(); row < num_rows; row += row_stride_of_grid()) {
-    const Accumulator<T> scale = p.row_scale[row];
-    for (int64_t first = threadIdx.x % 32 * kCount; first < p.K; first += 32 * kCount) {
+  const int64_t num_rows = last_row(p.sizes);
+  for (RowWalk at(p.pieces); at.row < num_rows; at.advance()) {
+    const int64_t row = at.row;
+    const int64_t first = at.piece * p.pieces.length + threadIdx.x % 32 * kCount;
+    if (first < p.K) {
+      const Accumulator<T> scale = p.row_scale[row];
       Accumulator<T> strip[kCount];
       load_strip<T>(strip, p.x, row * p.K, first, p.K, p.vectors);
 #pragma unroll
@@ -38,23 +42,22 @@ __global__ void __launch_bounds__(kRowThreads) row_scale_kernel(const __grid_con
 }  // namespace
 
 Status row_scale(const RowScaleProblem& p, const Launch& launch) {
-  RowMap map;
-  const Status mapped = make_row_map(p.sizes, 1, launch, &map);
-  if (!mapped.ok()) return mapped;
   return with_type(p.out_dtype, [&](auto element) {
     using T = decltype(element);
     const EitherInput<T> x = either_input<T>(p.x, p.in);
     const bool vectors = rows_take_vectors<T>(p.x, x.is_wide, p.K) && rows_take_vectors<T>(p.out, p.K);
+    const RowPieces pieces = RowPieces::strips<T>(p.K);
     const RowScaleParams<T> params = {x,
                                       either_input<T>(p.row_scale, p.scale_dtype),
                                       static_cast<T*>(p.out),
                                       p.T,
                                       p.K,
-                                      map,
+                                      pieces,
+                                      p.sizes,
                                       p.zero_tail,
                                       vectors};
-    return launch_kernel(row_scale_kernel<T>, row_grid(p.T, launch.device), dim3(kRowThreads), 0, launch,
-                         params);
+    return launch_kernel(row_scale_kernel<T>, row_grid(p.T, pieces, kRowBlocksPerSm, launch.device),
+                         dim3(kRowThreads), 0, launch, params);
   });
 }
 

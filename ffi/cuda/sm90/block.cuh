@@ -62,8 +62,10 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       if (elect_lane()) produce<typename Work::RightLoader>(work, shared.right(0), shared, queue);
       __syncwarp();
     } else if (warp == 2) {
+      wait_for_previous();  // all else follows from what it tells
       work.schedule(shared, queue);
     } else {
+      wait_for_previous();
       work.side_work(shared);
       __syncwarp();
     }
@@ -121,12 +123,12 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
 // One block a multiprocessor, in clusters of two, for `tiles` pieces of work.
 template <typename Work>
 Status launch_block(void (*kernel)(typename Work::Params), int64_t tiles, const typename Work::Params& params,
-                    const Launch& launch) {
+                    const Launch& launch, Begin begin) {
   static std::atomic<uint64_t> shared_memory_allowed{0};
   constexpr int kBytes = Shared<typename Work::Shape>::kBytes;
   const Status allowed = allow_shared_memory(kernel, kBytes, launch.device, shared_memory_allowed);
   if (!allowed.ok()) return allowed;
-  return launch_clusters(kernel, tiles, kClusterBlocks, dim3(kThreads), kBytes, launch, params);
+  return launch_clusters(kernel, tiles, kClusterBlocks, dim3(kThreads), kBytes, launch, params, begin);
 }
 
 }  // namespace grouped::cuda::sm90

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common/launch.h"
+#include "common/ptx.cuh"
 #include "sm90/halves.h"
 
 namespace grouped::cuda::sm90 {
@@ -88,26 +89,37 @@ __global__ void __launch_bounds__(kSplitThreads) split_kernel(int multiprocessor
   }
 }
 
+struct PrepareParams {
+  PieceCounters* counters;
+  int clusters;
+  LeadingGroup leader;
+};
+
 // The map may be changing under this copy, by the split on another stream. Whatever is read, the clusters of
 // this launch read the copy and agree.
-__global__ void prepare_kernel(PieceCounters* counters, int clusters) {
+__global__ void prepare_kernel(const __grid_constant__ PrepareParams p) {
+  let_next_begin();
+  wait_for_previous();
   for (int pair = threadIdx.x; pair < kMaxPairs; pair += blockDim.x)
-    counters->half_of_pair[pair] = half_map.half_of_pair[pair];
-  if (threadIdx.x != 0) return;
-  counters->taken[0] = counters->taken[1] = 0;
+    p.counters->half_of_pair[pair] = half_map.half_of_pair[pair];
   const int pairs = half_map.pairs;
-  const int share = pairs > 0 ? half_map.first_half * clusters / pairs : clusters;
-  counters->first_half = min(max(share, 0), clusters);
+  const int share = pairs > 0 ? half_map.first_half * p.clusters / pairs : p.clusters;
+  const int first_half = min(max(share, 0), p.clusters);
+  if (threadIdx.x == 0) {
+    p.counters->taken[0] = p.counters->taken[1] = 0;
+    p.counters->first_half = first_half;
+  } else if (threadIdx.x == 32) {
+    const RowMap& map = p.leader.map;
+    const int32_t first = map.order == nullptr ? 0 : map.order[0];
+    const int64_t rows = map.order == nullptr ? 0 : map.offsets[first + 1] - map.offsets[first];
+    p.counters->begin_together = rows > 0 && rows * 2 >= map.offsets[map.G] && p.leader.pieces > first_half;
+  }
 }
 
 // The stream to measure in: the call's own. A captured probe would be measured again at each replay, so
 // beside a capture it is the thread's.
-cudaStream_t probe_stream(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess && status == cudaStreamCaptureStatusNone)
-    return stream;
-  (void)cudaGetLastError();  // the default stream may not be asked while another one captures
-  return cudaStreamPerThread;
+cudaStream_t probe_stream(const Launch& launch) {
+  return is_capturing(launch) ? cudaStreamPerThread : stream_of(launch);
 }
 
 Status probe(const Launch& launch) {
@@ -118,7 +130,7 @@ Status probe(const Launch& launch) {
   static std::atomic<uint64_t> shared_memory_allowed{0};
   const Status allowed = allow_shared_memory(probe_kernel, kBytes, launch.device, shared_memory_allowed);
   if (!allowed.ok()) return allowed;
-  const cudaStream_t stream = probe_stream(stream_of(launch));
+  const cudaStream_t stream = probe_stream(launch);
   probe_kernel<<<multiprocessors, 32, kBytes, stream>>>();
   split_kernel<<<1, kSplitThreads, 0, stream>>>(multiprocessors);
   return launch_status(cudaGetLastError(), launch.device);
@@ -126,15 +138,17 @@ Status probe(const Launch& launch) {
 
 }  // namespace
 
-Status prepare_counters(int clusters, const Launch& launch, PieceCounters* counters) {
+Status prepare_counters(int clusters, const Launch& launch, const LeadingGroup& leader,
+                        PieceCounters* counters) {
   static std::atomic<uint64_t> probed{0};
   const uint64_t bit = launch.device < 64 ? uint64_t{1} << launch.device : 0;
   if (bit != 0 && (probed.load(std::memory_order_relaxed) & bit) == 0 &&
       (probed.fetch_or(bit, std::memory_order_relaxed) & bit) == 0) {
     (void)probe(launch);  // without it all clusters count as one half; what is really wrong, the launch tells
   }
-  prepare_kernel<<<1, kMaxPairs, 0, stream_of(launch)>>>(counters, clusters);
-  return launch_status(cudaGetLastError(), launch.device);
+  const Begin begin = leader.map.offsets == nullptr ? Begin::kBehind : Begin::kBeside;  // of the map's kernel
+  return launch_kernel(prepare_kernel, 1, dim3(kMaxPairs), 0, launch,
+                       PrepareParams{counters, clusters, leader}, begin);
 }
 
 }  // namespace grouped::cuda::sm90

@@ -24,7 +24,8 @@ inline constexpr int kMaxPairs = 96;
 struct PieceCounters {
   // Pieces that clusters of each half have been given; from both ends, both counts in the first word.
   unsigned long long taken[2];
-  int32_t first_half;  // of as many pieces as there are clusters, the first half's share
+  int32_t first_half;      // of as many pieces as there are clusters, the first half's share
+  int32_t begin_together;  // both halves with the first pieces
   uint8_t half_of_pair[kMaxPairs];
 };
 
@@ -34,7 +35,16 @@ inline PieceCounters* counters_behind_map(const Launch& launch, int64_t G) {
   return reinterpret_cast<PieceCounters*>(static_cast<char*>(launch.workspace) + counters_offset(G));
 }
 
+// The first group of an ordered map, in so many pieces. If it has half of the rows, and more pieces than one
+// half of the clusters takes at once, the rest of them must not wait until the other half has come to it from
+// the end.
+struct LeadingGroup {
+  RowMap map;  // without an order there is none
+  int64_t pieces;
+};
+
 // Fills `counters` for a launch of `clusters` clusters that follows on the stream.
-Status prepare_counters(int clusters, const Launch& launch, PieceCounters* counters);
+Status prepare_counters(int clusters, const Launch& launch, const LeadingGroup& leader,
+                        PieceCounters* counters);
 
 }  // namespace grouped::cuda::sm90

@@ -82,8 +82,8 @@ inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G) {
 // Where multipliers take turns, what the result held is fetched while the other one multiplies, 8 KB at a
 // time, which takes as long as the products of about 1000 rows. Two halves that begin at both ends read each
 // group through one half of L2, and tiles of large groups, which multiply, run beside tiles of small ones,
-// which write; with thousands of rows a group that would fetch operands more often. Low
-// bands write whole rows of the result at once, which memory likes; high ones read fewer columns.
+// which write; with thousands of rows a group that would fetch operands more often. Low bands write whole
+// rows of the result at once, which memory likes; high ones read fewer columns.
 inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accumulate) {
   Config config = {};
   const bool is_fine = T <= 1024 * G;

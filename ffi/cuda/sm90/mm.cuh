@@ -190,7 +190,9 @@ template <typename T, typename Shape, Major kWeight>
 Status launch_mm(const MmTensors<T>& params, int64_t tiles, const Launch& launch) {
   const auto launch_as = [&](auto result) {
     using Work = MmWork<T, Shape, kWeight, decltype(result)::value>;
-    return launch_block<Work>(mm_kernel<Work>, tiles, params, launch);
+    // Without counters what is in front of it is not ours.
+    const Begin begin = params.order.counters == nullptr ? Begin::kBehind : Begin::kBeside;
+    return launch_block<Work>(mm_kernel<Work>, tiles, params, launch, begin);
   };
   if (params.mm.out.is_wide) return launch_as(std::integral_constant<MmResult, MmResult::kWide>());
   return params.mm.bias.data == nullptr && params.mm.row_scale.data == nullptr
@@ -230,8 +232,8 @@ Status mm_in(const MmProblem& p, const Config& config, const Launch& launch) {
       saturating_product(ceil_div(p.T, Shape::kMaxWidth) + p.G, ceil_div(p.N, kTileRows) + 1);
   if (config.on_demand) {
     params.order.counters = static_cast<PieceCounters*>(launch.workspace);
-    const Status prepared =
-        prepare_counters(num_clusters(tiles, kClusterBlocks, launch.device), launch, params.order.counters);
+    const Status prepared = prepare_counters(num_clusters(tiles, kClusterBlocks, launch.device), launch,
+                                             LeadingGroup{}, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
   return p.weight_is_gkn ? launch_mm<T, Shape, Major::kOuter>(params, tiles, launch)

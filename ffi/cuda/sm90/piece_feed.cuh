@@ -27,6 +27,7 @@ class PieceFeed {
       const uint32_t pair = multiprocessor / 2;
       half_ = pair < kMaxPairs ? counters->half_of_pair[pair] : 0;
       first_half_ = counters->first_half;
+      begins_together_ = counters->begin_together != 0;
     }
   }
 
@@ -77,6 +78,7 @@ class PieceFeed {
     const int64_t first_ones = static_cast<int64_t>(taken & 0xffffffffu);
     const int64_t last_ones = static_cast<int64_t>(taken >> 32);
     if (first_ones + last_ones >= pieces) return kNoPiece;
+    if (begins_together_) return first_ones + last_ones;
     return half_ == 0 ? first_ones : pieces - 1 - last_ones;
   }
 
@@ -111,6 +113,7 @@ class PieceFeed {
   int32_t place_ = 0;
   int half_ = 0;
   int32_t first_half_ = 0;
+  bool begins_together_ = false;
   Cursor<Shared<Shape>::kFeedSlots> told_, heard_;  // the next slot to tell, to hear
 };
 

@@ -56,8 +56,6 @@ struct TakeTurns {
   static constexpr int kPieces = 3;
   // Whose turn it is to write has all buffers; else each multiplier has its own.
   static constexpr bool kSharesBuffers = true;
-  // How what the result held comes to be added to: into the buffers of its pieces, through the ring.
-  static constexpr bool kFetchesOld = false;
   static constexpr bool kOldThroughRing = false;
 };
 // The same where results are added to what was there. That arrives in the buffers of the pieces, well before,
@@ -66,7 +64,6 @@ struct TakeTurnsAdding : TakeTurns {
   static constexpr int kPieceLines = 32;
   static constexpr int kPieceHalves = 1;
   static constexpr bool kSharesBuffers = false;
-  static constexpr bool kFetchesOld = true;
 };
 // They share every tile, 64 rows each. It can be wider, so operands are fetched less often for as many
 // products, but no product is made while the results leave.
@@ -78,7 +75,6 @@ struct ShareTiles {
   static constexpr int kPieceHalves = 1;
   static constexpr int kPieces = 2;
   static constexpr bool kSharesBuffers = false;
-  static constexpr bool kFetchesOld = false;
   // It arrives in the ring, which has room for more of it on its way than two buffers.
   static constexpr bool kOldThroughRing = true;
 };
@@ -119,7 +115,8 @@ struct Shared {
   static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
   static constexpr int kFeedSlots = 1;  // for pieces on their way to both blocks' schedulers
   static constexpr uint32_t kPieceFeed = kBarriers + (3 * kStages + 2 * kTiles + 2 * kMultipliers) * 8;
-  static constexpr int kFetches = Shape::kFetchesOld ? Shape::kPieces : 0;  // buffers that are filled
+  // Buffers that are filled with what the result held: each multiplier's own, where that is not in the ring.
+  static constexpr int kFetches = Shape::kSharesBuffers || Shape::kOldThroughRing ? 0 : Shape::kPieces;
   static constexpr uint32_t kFetched = kPieceFeed + 3 * kFeedSlots * 8;
   static constexpr uint32_t kBytes = kFetched + kMultipliers * kFetches * 8;
   static_assert(kStages >= 4, "fewer stages do not cover the latency of a copy");

@@ -205,7 +205,7 @@ template <typename T, bool kAdds, typename Shape>
 Status launch_wgrad(const WgradTensors<T>& params, int64_t tiles, const Launch& launch) {
   const auto launch_as = [&](auto is_wide) {
     using Work = WgradWork<T, Shape, decltype(is_wide)::value, kAdds>;
-    return launch_block<Work>(wgrad_kernel<Work>, tiles, params, launch);
+    return launch_block<Work>(wgrad_kernel<Work>, tiles, params, launch, Begin::kBeside);
   };
   return params.wgrad.out.is_wide ? launch_as(std::true_type()) : launch_as(std::false_type());
 }
@@ -237,8 +237,8 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   params.order = {config.from_both_ends, config.band_rows, nullptr};
   if (config.on_demand) {
     params.order.counters = counters_behind_map(launch, p.G);
-    const Status prepared =
-        prepare_counters(num_clusters(tiles, kClusterBlocks, launch.device), launch, params.order.counters);
+    const Status prepared = prepare_counters(num_clusters(tiles, kClusterBlocks, launch.device), launch,
+                                             {map, ceil_div(per_group, 2)}, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
   return launch_wgrad<T, kAdds, Shape>(params, tiles, launch);

@@ -7,43 +7,9 @@
 #include "sm90/cut.cuh"
 #include "sm90/piece_feed.cuh"
 #include "sm90/ring.cuh"
+#include "sm90/wgrad_order.h"
 
 namespace grouped::cuda::sm90 {
-
-// A result is walked band by band, in each down `band_rows` tiles before one column right: tiles that run
-// together then share operands in L2. In 32 bits, because a tile of few rows does not last longer than a
-// dozen divisions of 64; a result of 2^31 tiles fits in no memory.
-class BandWalk {
- public:
-  __device__ __forceinline__ BandWalk(int32_t rows, int32_t columns, int32_t band_rows)
-      : rows_(rows), columns_(columns), band_rows_(band_rows) {}
-
-  __device__ __forceinline__ void go_to(int32_t tile) {
-    const uint32_t in_whole_band = static_cast<uint32_t>(band_rows_ * columns_);
-    const uint32_t band = static_cast<uint32_t>(tile) / in_whole_band;
-    first_ = static_cast<int32_t>(band) * band_rows_;
-    const uint32_t in_band = static_cast<uint32_t>(tile) - band * in_whole_band;
-    column = static_cast<int32_t>(in_band / static_cast<uint32_t>(height()));
-    row = first_ + static_cast<int32_t>(in_band) - column * height();
-  }
-  __device__ __forceinline__ void advance() {
-    if (++row < first_ + height()) return;
-    if (++column < columns_) {
-      row = first_;
-    } else {
-      column = 0;
-      first_ = row;
-    }
-  }
-
-  int32_t row = 0, column = 0;
-
- private:
-  __device__ __forceinline__ int32_t height() const { return min(rows_ - first_, band_rows_); }
-
-  int32_t rows_, columns_, band_rows_;
-  int32_t first_ = 0;  // row of the band
-};
 
 // The groups at 32 places of the map's order, one in each lane: two reads, the second from where the first
 // says, for each piece would take as long as a tile of few rows.
@@ -94,7 +60,7 @@ class ColumnCut {
 
 // Who takes which piece; see Config (heuristic.h).
 struct WgradOrder {
-  bool from_both_ends;
+  bool from_both_ends;  // needs counters
   int32_t band_rows;
   PieceCounters* counters;  // null: clusters take turns
 };
@@ -107,9 +73,7 @@ class WgradFeed {
       : order_(order), pieces_(pieces), feed_(order.counters, shared) {}
 
   // Whether pieces are asked for before next() is called.
-  __device__ __forceinline__ bool is_ahead() const {
-    return order_.counters != nullptr && order_.from_both_ends;
-  }
+  __device__ __forceinline__ bool is_ahead() const { return order_.from_both_ends; }
   // Past the last one: `pieces` or more. Turns go forth and back: what a cluster gains in one it loses in the
   // next.
   __device__ __forceinline__ int64_t next() {
@@ -119,7 +83,7 @@ class WgradFeed {
       ++turn_;
       return piece;
     }
-    if (order_.from_both_ends) return feed_.next_from_ends();
+    if (is_ahead()) return feed_.next_from_ends();
     int64_t piece = feed_.next(round_);
     while (piece >= pieces_ && ++round_ < feed_.rounds()) piece = feed_.next(round_);
     return piece;

@@ -26,6 +26,27 @@ void check_places(Report& report, const PieceCounters& found, int pairs, int clu
     report.fail(std::to_string(found.first_half) + " places of " + std::to_string(clusters) + " for them");
 }
 
+// Two groups, the second of which has `rows` of 100 and leads, in `pieces` pieces: whether both halves begin
+// with it.
+bool begin_together(Report& report, int64_t rows, int64_t pieces, PieceCounters* memory) {
+  struct {
+    int64_t offsets[3];
+    int32_t order[2];
+  } map = {{0, 100 - rows, 100}, {1, 0}}, *on_device = nullptr;
+  PieceCounters found = {};
+  (void)cudaMalloc(&on_device, sizeof map);
+  (void)cudaMemcpy(on_device, &map, sizeof map, cudaMemcpyHostToDevice);
+  const grouped::Launch launch = {nullptr, nullptr, memory, 0, false};
+  const grouped::cuda::sm90::LeadingGroup leader = {{on_device->offsets, nullptr, on_device->order, 2},
+                                                    pieces};
+  const grouped::Status status = grouped::cuda::sm90::prepare_counters(8, launch, leader, memory);
+  if (!status.ok()) report.fail(status.message());
+  if (cudaMemcpy(&found, memory, sizeof found, cudaMemcpyDeviceToHost) != cudaSuccess)
+    report.fail("no copy back");
+  (void)cudaFree(on_device);
+  return found.begin_together != 0;
+}
+
 }  // namespace
 
 // A tool that watches every access makes latencies long, so there (`quick`) halves need not be found.
@@ -40,14 +61,21 @@ void halves_suite(Report& report, bool quick) {
     report.begin_case(std::to_string(clusters) + " clusters");
     (void)cudaMemset(memory, 0xff, sizeof(PieceCounters));
     const grouped::Launch launch = {nullptr, nullptr, memory, 0, false};
-    const grouped::Status status = grouped::cuda::sm90::prepare_counters(clusters, launch, memory);
+    const grouped::Status status = grouped::cuda::sm90::prepare_counters(clusters, launch, {}, memory);
     if (!status.ok()) report.fail(status.message());
     PieceCounters found = {};
     if (cudaMemcpy(&found, memory, sizeof found, cudaMemcpyDeviceToHost) != cudaSuccess)
       report.fail("no copy back");
     check_places(report, found, pairs, clusters, !quick);
+    if (found.begin_together != 0) report.fail("a leading group without groups");
     report.end_case();
   }
+  report.begin_case("a leading group");
+  if (!begin_together(report, 50, 9, memory)) report.fail("half of the rows, more pieces than clusters");
+  if (begin_together(report, 49, 9, memory)) report.fail("fewer than half of the rows");
+  if (begin_together(report, 50, 1, memory))
+    report.fail("no more pieces than half of the clusters take at once");
+  report.end_case();
   (void)cudaFree(memory);
   report.end_suite();
 }

@@ -250,6 +250,7 @@ Status wgrad(const WgradProblem& p, const Config& config, const Launch& launch) 
     return config.takes_turns ? wgrad_in<T, true, TakeTurnsAdding>(p, config, launch)
                               : wgrad_in<T, true, ShareTiles>(p, config, launch);
   }
+  if (p.T <= 512 * p.G) return wgrad_in<T, false, TakeTurnsWriting>(p, config, launch);
   return config.takes_turns ? wgrad_in<T, false, TakeTurns>(p, config, launch)
                             : wgrad_in<T, false, ShareTiles>(p, config, launch);
 }

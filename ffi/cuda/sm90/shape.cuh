@@ -68,8 +68,8 @@ struct TakeTurnsAdding : TakeTurns {
 // The same where tiles are written for longer than they are multiplied: both may write at once, and results of two
 // thirds of a tile wait for the copy engine instead of their multiplier. One stage fewer has room for that.
 struct TakeTurnsWriting : TakeTurns {
-  static constexpr int kStages = 4;
-  static constexpr int kPieces = 4;
+  static constexpr int kPieceLines = 32;
+  static constexpr int kPieceHalves = 1;
   static constexpr bool kSharesBuffers = false;
 };
 // They share every tile, 64 rows each. It can be wider, so operands are fetched less often for as many

@@ -83,6 +83,13 @@ struct ShareTiles {
   static constexpr bool kOldThroughRing = true;
 };
 
+// The same for weight gradients of few rows a group, which write far more than they multiply: narrower, so that a
+// tile's whole result fits into the buffers, and no multiplier waits until the copy engine has read it.
+struct ShareNarrowTiles : ShareTiles {
+  static constexpr int kMaxWidth = 192;
+  static constexpr int kPieces = 4;
+};
+
 // Byte offset of 16-byte unit `unit` of line `line` among lines of 128 swizzled bytes.
 __device__ __forceinline__ uint32_t line_offset(int line, int unit) {
   return line * kLineBytes + ((unit ^ (line & 7)) << 4);

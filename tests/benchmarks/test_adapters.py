@@ -48,6 +48,7 @@ def _checked(peer, p: Problem) -> float:
     result = call.run(0)
     if call.wait is not None:
         call.wait(result)
+    call.follow(result)  # and keeps nothing that the next call donates
     found = [t.clone() for t in call.outputs(result)]
     again = call.run(1)
     second = call.outputs(again)

@@ -115,12 +115,10 @@ class Stopwatch:
         self._synchronize()
         for t, begin, end in pending:
             t.samples.append(begin.elapsed_time(end) * 1e-3 / t.inner)
-        # What a peer on the stream has before it, on the average.
-        load = self.plan.burn + sum(t.inner * t.seconds for t in on_stream) / 2
         for t in timed:
             if t not in on_stream:
                 behind_results = self.cuda and t.clock == EVENTS_BEHIND
-                t.samples.append(self._sample_behind(t, load) if behind_results else self._host_sample(t, t.inner))
+                t.samples.append(self._sample_behind(t) if behind_results else self._host_sample(t, t.inner))
 
     def _queue(self, t: Timed):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -133,16 +131,16 @@ class Stopwatch:
         end.record()
         return begin, end
 
-    def _sample_behind(self, t: Timed, load: float) -> float:
-        """Calls on streams of a framework's own, behind `load` seconds of them that are not timed.
+    def _sample_behind(self, t: Timed) -> float:
+        """Calls on streams of a framework's own, behind some that are not timed.
 
         A host clock would add what it takes to wake up a host that waits: up to a millisecond on a virtual machine.
         """
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         # Where the host's share is nothing there need be no call before, which would last long.
         if t.host_seconds > self.plan.settled * t.seconds:
-            # The device is busy until the sample is queued, and at the clock that it has under load.
-            untimed = max(load, 1.5 * t.inner * t.host_seconds) / t.seconds
+            # The device is busy until the sample is queued; not for longer, as each call may hold memory until it has run.
+            untimed = max(self.plan.burn, 1.5 * t.inner * t.host_seconds) / t.seconds
             t.call.follow(t.launch(max(1, min(self.plan.most_inner, round(untimed)))))
         begin.record()
         t.call.follow(t.launch(t.inner))

@@ -139,7 +139,7 @@ class Stopwatch:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         # Where the host's share is nothing there need be no call before, which would last long.
         if t.host_seconds > self.plan.settled * t.seconds:
-            # The device is busy until the sample is queued; not for longer, as each call may hold memory until it has run.
+            # Busy until the sample is queued, and no longer: each call may hold memory until it has run.
             untimed = max(self.plan.burn, 1.5 * t.inner * t.host_seconds) / t.seconds
             t.call.follow(t.launch(max(1, min(self.plan.most_inner, round(untimed)))))
         begin.record()

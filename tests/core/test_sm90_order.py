@@ -4,14 +4,10 @@
 from __future__ import annotations
 
 import itertools
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 PROGRAM = """
 #include <iostream>
 #include <string>
@@ -37,21 +33,12 @@ int main() {
 
 
 @pytest.fixture(scope="module")
-def order(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[tuple[int, int]]]:
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C++ compiler on PATH")
-    folder = tmp_path_factory.mktemp("sm90_order")
-    source = folder / "order.cc"
-    source.write_text(PROGRAM)
-    includes = [f"-I{ROOT / 'ffi' / part}" for part in ("", "include", "cuda")]
-    subprocess.run([compiler, "-std=c++17", *includes, str(source), "-o", str(folder / "order")], check=True)
+def order(compiled: Callable[[str], Callable[[str], str]]) -> Callable[..., list[tuple[int, int]]]:
+    run = compiled(PROGRAM)
 
-    def ask(what: str, a: int, b: int, c: int) -> list[tuple[int, int]]:
-        words = subprocess.run(
-            [folder / "order"], input=f"{what} {a} {b} {c}", capture_output=True, text=True, check=True
-        )
-        return [(int(x), int(y)) for x, y in (word.split(",") for word in words.stdout.split())]
+    def ask(what: str, rows: int, columns: int, band: int) -> list[tuple[int, int]]:
+        words = run(f"{what} {rows} {columns} {band}").split()
+        return [(int(x), int(y)) for x, y in (word.split(",") for word in words)]
 
     return ask
 

@@ -117,8 +117,7 @@ class Stopwatch:
             t.samples.append(begin.elapsed_time(end) * 1e-3 / t.inner)
         for t in timed:
             if t not in on_stream:
-                behind_results = self.cuda and t.clock == EVENTS_BEHIND
-                t.samples.append(self._sample_behind(t) if behind_results else self._host_sample(t, t.inner))
+                t.samples.append(self._sample_behind(t) if self._is_behind(t) else self._host_sample(t, t.inner))
 
     def _queue(self, t: Timed):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -130,6 +129,9 @@ class Stopwatch:
         t.launch(t.inner)
         end.record()
         return begin, end
+
+    def _is_behind(self, t: Timed) -> bool:
+        return self.cuda and t.clock == EVENTS_BEHIND
 
     def _sample_behind(self, t: Timed) -> float:
         """Calls on streams of a framework's own, behind some that are not timed.
@@ -172,8 +174,8 @@ class Stopwatch:
         t.host_seconds = min(launches)
         seconds = max(min(self._host_sample(t, 1), self._host_sample(t, 1)), 1e-7)
         t.seconds = seconds
-        is_on_stream = t.clock == EVENTS_BEHIND or t.call.wait is None
-        target = self.plan.sample if is_on_stream else self.plan.host_sample
+        contains_wait = t.call.wait is not None and not self._is_behind(t)
+        target = self.plan.host_sample if contains_wait else self.plan.sample
         t.inner = max(1, min(self.plan.most_inner, round(target / seconds)))
         affordable = int(self.plan.share / (seconds * t.inner))
         most = self.plan.rounds if t.call.wait is None else min(self.plan.rounds, self.plan.waiting_rounds)

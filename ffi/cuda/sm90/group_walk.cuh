@@ -13,16 +13,16 @@ namespace grouped::cuda::sm90 {
 
 // One group and the first of its pieces of work, counted over all groups.
 struct GroupPlace {
-  int64_t group;
+  int32_t group;
   int32_t first_row, num_rows;
-  int64_t first_piece;
+  int32_t first_piece;
 };
 
 // Pieces::cost(num_rows): the class of a group of so many rows, 0 to 31; Pieces::count(num_rows): its pieces.
 template <typename Pieces>
 class GroupWalk {
  public:
-  // T fits in 31 bits.
+  // T and G fit in 31 bits, and so do all pieces.
   __device__ __forceinline__ GroupWalk(const GroupSizes& sizes, Pieces pieces, int most_costly)
       : sizes_(sizes), pieces_(pieces), cost_(most_costly) {
     load(0);
@@ -31,7 +31,7 @@ class GroupWalk {
 
   // The group of piece number `piece`, which never falls from call to call; false past the last. By all
   // lanes, with the same argument.
-  __device__ __forceinline__ bool find(int64_t piece, GroupPlace* place) {
+  __device__ __forceinline__ bool find(int32_t piece, GroupPlace* place) {
     while (piece >= __shfl_sync(kAllLanes, last_piece_, 31)) {
       pieces_before_ = __shfl_sync(kAllLanes, last_piece_, 31);
       if (window_ + 32 < sizes_.count) {
@@ -51,7 +51,7 @@ class GroupWalk {
     const int lane = __ffs(__ballot_sync(kAllLanes, piece < last_piece_)) - 1;
     const int before = lane == 0 ? 0 : lane - 1;
     const uint32_t begin = __shfl_sync(kAllLanes, end_, before);
-    const int64_t first = __shfl_sync(kAllLanes, last_piece_, before);
+    const int32_t first = __shfl_sync(kAllLanes, last_piece_, before);
     place->group = window_ + lane;
     place->first_row = static_cast<int32_t>(lane == 0 ? rows_before_ : begin);
     place->num_rows = static_cast<int32_t>(__shfl_sync(kAllLanes, end_, lane)) - place->first_row;
@@ -60,8 +60,8 @@ class GroupWalk {
   }
 
  private:
-  __device__ __forceinline__ void load(int64_t window) {
-    const int64_t g = window + threadIdx.x % 32;
+  __device__ __forceinline__ void load(int32_t window) {
+    const int32_t g = window + threadIdx.x % 32;
     next_size_ = g < sizes_.count ? static_cast<uint32_t>(clamp_size(size_at(sizes_, g), sizes_.rows)) : 0;
   }
   __device__ __forceinline__ uint32_t next_end(uint32_t a, uint32_t b) const {
@@ -85,10 +85,10 @@ class GroupWalk {
     const bool is_now = num_rows > 0 && cost == cost_;
     last_piece_ = pieces_before_;
     if (__ballot_sync(kAllLanes, is_now) == 0) return;
-    int64_t pieces = is_now ? pieces_.count(num_rows) : 0;
+    int32_t pieces = is_now ? pieces_.count(num_rows) : 0;
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
-      const int64_t before = __shfl_up_sync(kAllLanes, pieces, distance);
+      const int32_t before = __shfl_up_sync(kAllLanes, pieces, distance);
       if (lane >= distance) pieces += before;
     }
     last_piece_ += pieces;
@@ -98,13 +98,13 @@ class GroupWalk {
   const Pieces pieces_;
   int cost_;  // the class of this pass
   uint32_t seen_ = 0;
-  int64_t window_ = 0;  // its first group
+  int32_t window_ = 0;  // its first group
   uint32_t next_size_;
   uint32_t rows_before_ = 0;
-  int64_t pieces_before_ = 0;
+  int32_t pieces_before_ = 0;
   // Of this lane's group; both count from the first group on.
   uint32_t end_;
-  int64_t last_piece_;  // one past it
+  int32_t last_piece_;  // one past it
 };
 
 }  // namespace grouped::cuda::sm90

@@ -22,14 +22,14 @@ template <typename Shape>
 struct MmPieces {
   using Cut = WidthCut<Shape::kMaxWidth, kWidthStep>;
   static constexpr int kMostCostly = Shape::kMaxWidth / kWidthStep;
-  int64_t feature_tiles;
+  int32_t feature_tiles;
   MmOrder order;
 
   __device__ __forceinline__ int cost(int32_t num_rows) const {
     return order.in_order ? kMostCostly : Cut(num_rows, order.cuts_evenly).width / kWidthStep;
   }
-  __device__ __forceinline__ int64_t count(int32_t num_rows) const {
-    const int64_t tiles = Cut(num_rows, order.cuts_evenly).tiles;
+  __device__ __forceinline__ int32_t count(int32_t num_rows) const {
+    const int32_t tiles = Cut(num_rows, order.cuts_evenly).tiles;
     return tiles * (feature_tiles / 2) + (tiles + 1) / 2 * (feature_tiles % 2);
   }
 };
@@ -49,8 +49,8 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
   for (int round = 0; round < feed.rounds(); ++round) {
     GroupWalk<MmPieces<Shape>> walk(sizes, pieces, pieces.kMostCostly);
     GroupPlace place;
-    for (int64_t piece = feed.next(round); walk.find(piece, &place); piece = feed.next(round)) {
-      const int32_t in_group = static_cast<int32_t>(piece - place.first_piece);
+    for (int32_t piece = feed.next(round); walk.find(piece, &place); piece = feed.next(round)) {
+      const int32_t in_group = piece - place.first_piece;
       const typename MmPieces<Shape>::Cut cut(place.num_rows, order.cuts_evenly);
       int32_t row;  // row tile: may be one past the last
       int32_t feature;
@@ -73,7 +73,7 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
       tile.row = feature * kTileRows;
       tile.column = 0;
       tile.width = cut.width_of(row);
-      tile.group = static_cast<int32_t>(place.group);
+      tile.group = place.group;
       const int32_t first_row = cut.first_of(row);
       tile.first_token = place.first_row + first_row;
       tile.num_tokens = min(tile.width, place.num_rows - first_row);

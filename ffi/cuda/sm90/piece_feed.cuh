@@ -10,7 +10,8 @@
 
 namespace grouped::cuda::sm90 {
 
-inline constexpr int64_t kNoPiece = INT64_MAX;
+// Pieces are counted in 32 bits: more of them fit in no memory, and the scheduling warps have few registers.
+inline constexpr int32_t kNoPiece = INT32_MAX;
 
 // The scheduling warps of a cluster's blocks hold one each and ask it the same questions; the first block
 // asks the counters, and both hear the answer through their shared memory.
@@ -35,7 +36,7 @@ class PieceFeed {
   __device__ __forceinline__ int rounds() const { return counters_ == nullptr ? 1 : 2; }
 
   // By all lanes. Rises while `round` is the same.
-  __device__ __forceinline__ int64_t next(int round) {
+  __device__ __forceinline__ int32_t next(int round) {
     if (counters_ == nullptr) return next_in_turn();
     if (threadIdx.x % 32 == 0 && cluster_rank() == 0) tell(ask(round == 0 ? half_ : 1 - half_));
     return hear();
@@ -44,9 +45,9 @@ class PieceFeed {
   // Needs counters. Of `pieces`, one half takes the first ones and the other the last ones, until they meet.
   // By all lanes, while one thread of another warp of the first block gives them: the counters' answer takes
   // as long as a piece of few rows, so it is asked for before it is needed.
-  __device__ __forceinline__ int64_t next_from_ends() { return hear(); }
-  __device__ __forceinline__ void give_from_ends(int64_t pieces) {
-    int64_t piece;
+  __device__ __forceinline__ int32_t next_from_ends() { return hear(); }
+  __device__ __forceinline__ void give_from_ends(int32_t pieces) {
+    int32_t piece;
     do {
       wait_for_slot();  // asked for no earlier, so that the last pieces are shared out evenly
       piece = ask_from_ends(pieces);
@@ -56,27 +57,27 @@ class PieceFeed {
 
  private:
   // Clusters change places from turn to turn, lest one gets all the wide tiles of groups that repeat.
-  __device__ __forceinline__ int64_t next_in_turn() {
-    const int64_t piece = turn_ * clusters_ + place_;
+  __device__ __forceinline__ int32_t next_in_turn() {
+    const int32_t piece = turn_ * clusters_ + place_;
     ++turn_;
     place_ = place_ + 1 == clusters_ ? 0 : place_ + 1;
     return piece;
   }
 
   // Of as many pieces as there are clusters, each half has its share, one after another.
-  __device__ __forceinline__ int64_t ask(int half) {
+  __device__ __forceinline__ int32_t ask(int half) {
     const uint32_t share = half == 0 ? first_half_ : clusters_ - first_half_;
     if (share == 0) return kNoPiece;
     const uint32_t count = static_cast<uint32_t>(atomicAdd(&counters_->taken[half], 1ull));
     const uint32_t turn = count / share;
-    return int64_t{turn} * clusters_ + (half == 0 ? 0 : first_half_) + (count - turn * share);
+    return static_cast<int32_t>(turn * clusters_ + (half == 0 ? 0 : first_half_) + (count - turn * share));
   }
 
   // Both counts are in one word, so no piece is given twice.
-  __device__ __forceinline__ int64_t ask_from_ends(int64_t pieces) {
+  __device__ __forceinline__ int32_t ask_from_ends(int32_t pieces) {
     const unsigned long long taken = atomicAdd(&counters_->taken[0], half_ == 0 ? 1ull : 1ull << 32);
-    const int64_t first_ones = static_cast<int64_t>(taken & 0xffffffffu);
-    const int64_t last_ones = static_cast<int64_t>(taken >> 32);
+    const int32_t first_ones = static_cast<int32_t>(taken & 0xffffffffu);
+    const int32_t last_ones = static_cast<int32_t>(taken >> 32);
     if (first_ones + last_ones >= pieces) return kNoPiece;
     if (begins_together_) return first_ones + last_ones;
     return half_ == 0 ? first_ones : pieces - 1 - last_ones;
@@ -86,19 +87,19 @@ class PieceFeed {
   __device__ __forceinline__ void wait_for_slot() const {
     barrier_wait(shared_.forgotten(told_.at), told_.parity ^ 1);
   }
-  __device__ __forceinline__ void tell(int64_t piece) {
+  __device__ __forceinline__ void tell(int32_t piece) {
     wait_for_slot();
     for (uint32_t rank = 0; rank < kClusterBlocks; ++rank)
-      store_at_block(shared_.piece(told_.at), piece, shared_.fed(told_.at), rank);
+      store_at_block(shared_.piece(told_.at), static_cast<uint32_t>(piece), shared_.fed(told_.at), rank);
     told_.advance();
   }
-  __device__ __forceinline__ int64_t hear() {
+  __device__ __forceinline__ int32_t hear() {
     const bool listens = threadIdx.x % 32 == 0;
-    int64_t piece = 0;
+    int32_t piece = 0;
     if (listens) {
       barrier_expect(shared_.fed(heard_.at), sizeof(piece));
       barrier_wait(shared_.fed(heard_.at), heard_.parity);
-      piece = load_shared_long(shared_.piece(heard_.at));
+      piece = static_cast<int32_t>(load_shared_4(shared_.piece(heard_.at)));
     }
     piece = __shfl_sync(0xffffffffu, piece, 0);  // its value has been used then (barrier_arrive_at)
     if (listens) barrier_arrive_at(shared_.forgotten(heard_.at), 0);
@@ -109,7 +110,7 @@ class PieceFeed {
   PieceCounters* counters_;
   Shared<Shape> shared_;
   int32_t clusters_;
-  int64_t turn_ = 0;
+  int32_t turn_ = 0;
   int32_t place_ = 0;
   int half_ = 0;
   int32_t first_half_ = 0;

@@ -48,22 +48,17 @@ __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t ran
       "r"(rank)
       : "memory");
 }
-// Writes 8 bytes into block `rank` of the cluster, and counts them at a barrier of it.
-__device__ __forceinline__ void store_at_block(uint32_t to, int64_t value, uint32_t barrier, uint32_t rank) {
+// Writes 4 bytes into block `rank` of the cluster, and counts them at a barrier of it.
+__device__ __forceinline__ void store_at_block(uint32_t to, uint32_t value, uint32_t barrier, uint32_t rank) {
   asm volatile(
       "{\n"
       ".reg .b32 remote, remote_barrier;\n"
       "mapa.shared::cluster.u32 remote, %0, %3;\n"
       "mapa.shared::cluster.u32 remote_barrier, %2, %3;\n"
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [remote], %1, [remote_barrier];\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [remote], %1, [remote_barrier];\n"
       "}\n" ::"r"(to),
-      "l"(value), "r"(barrier), "r"(rank)
+      "r"(value), "r"(barrier), "r"(rank)
       : "memory");
-}
-__device__ __forceinline__ int64_t load_shared_long(uint32_t from) {
-  int64_t value;
-  asm volatile("ld.shared.s64 %0, [%1];\n" : "=l"(value) : "r"(from) : "memory");
-  return value;
 }
 // Arrives, and keeps the phase open until `bytes` more have been copied.
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {

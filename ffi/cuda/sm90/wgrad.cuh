@@ -161,8 +161,8 @@ class WgradWork {
   }
   __device__ __forceinline__ void side_work(Shared<Shape> shared) const {
     if (p_.order.from_both_ends && cluster_rank() == 0) {
-      const int64_t pieces =
-          int64_t{*p_.wgrad.map.num_filled} * wgrad_pieces_of_group<Shape>(p_.wgrad.rows, p_.wgrad.columns);
+      const int32_t pieces =
+          *p_.wgrad.map.num_filled * wgrad_pieces_of_group<Shape>(p_.wgrad.rows, p_.wgrad.columns);
       if (threadIdx.x % 32 == 0) PieceFeed<Shape>(p_.order.counters, shared).give_from_ends(pieces);
       __syncwarp();
     }

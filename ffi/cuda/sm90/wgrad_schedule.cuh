@@ -69,32 +69,32 @@ struct WgradOrder {
 template <typename Shape>
 class WgradFeed {
  public:
-  __device__ __forceinline__ WgradFeed(const WgradOrder& order, int64_t pieces, Shared<Shape> shared)
+  __device__ __forceinline__ WgradFeed(const WgradOrder& order, int32_t pieces, Shared<Shape> shared)
       : order_(order), pieces_(pieces), feed_(order.counters, shared) {}
 
   // Whether pieces are asked for before next() is called.
   __device__ __forceinline__ bool is_ahead() const { return order_.from_both_ends; }
   // Past the last one: `pieces` or more. Turns go forth and back: what a cluster gains in one it loses in the
   // next.
-  __device__ __forceinline__ int64_t next() {
+  __device__ __forceinline__ int32_t next() {
     if (order_.counters == nullptr) {
-      const int64_t clusters = gridDim.x / 2, cluster = blockIdx.x / 2;
-      const int64_t piece = turn_ * clusters + (turn_ % 2 == 0 ? cluster : clusters - 1 - cluster);
+      const int32_t clusters = gridDim.x / 2, cluster = blockIdx.x / 2;
+      const int32_t piece = turn_ * clusters + (turn_ % 2 == 0 ? cluster : clusters - 1 - cluster);
       ++turn_;
       return piece;
     }
     if (is_ahead()) return feed_.next_from_ends();
-    int64_t piece = feed_.next(round_);
+    int32_t piece = feed_.next(round_);
     while (piece >= pieces_ && ++round_ < feed_.rounds()) piece = feed_.next(round_);
     return piece;
   }
 
  private:
   const WgradOrder order_;
-  const int64_t pieces_;
+  const int32_t pieces_;
   PieceFeed<Shape> feed_;
   int round_ = 0;
-  int64_t turn_ = 0;
+  int32_t turn_ = 0;
 };
 
 __device__ __forceinline__ int32_t wgrad_row_tiles(int64_t out_rows) {
@@ -118,7 +118,7 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
   const ColumnCut<Shape> cut(out_columns);
   const int32_t tiles = rows * cut.tiles();
   const int32_t per_group = wgrad_pieces_of_group<Shape>(out_rows, out_columns);
-  const int64_t pieces = int64_t{*map.num_filled} * per_group;
+  const int32_t pieces = *map.num_filled * per_group;
   GroupWindow groups(map);
   BandWalk walk(rows, cut.tiles(), order.band_rows);
   WgradFeed<Shape> feed(order, pieces, shared);
@@ -126,11 +126,11 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
     if (feed.is_ahead()) queue.wait_for_room();
     return feed.next();
   };
-  for (int64_t id = next(); id < pieces; id = next()) {
-    const uint32_t place = static_cast<uint32_t>(id) / static_cast<uint32_t>(per_group);
-    const int32_t first = (static_cast<int32_t>(id) - static_cast<int32_t>(place) * per_group) * 2;
+  for (int32_t id = next(); id < pieces; id = next()) {
+    const int32_t place = static_cast<int32_t>(static_cast<uint32_t>(id) / static_cast<uint32_t>(per_group));
+    const int32_t first = (id - place * per_group) * 2;
     Tile tile;
-    groups.find(static_cast<int32_t>(place), &tile.group, &tile.first_token, &tile.num_tokens);
+    groups.find(place, &tile.group, &tile.first_token, &tile.num_tokens);
     tile.num_blocks = (tile.num_tokens + kReduceTile - 1) / kReduceTile;
     walk.go_to(first);
     int32_t row = walk.row, column = walk.column, other_column = walk.column;

@@ -23,10 +23,7 @@ struct OffsetsParams {
   int64_t tile_rows;
   int64_t* offsets;
   int64_t* row_tiles;
-  // Of an ordered map.
-  int32_t* order;
-  int32_t* num_filled;
-  uint32_t* taken;
+  int32_t* order;  // may be null
 };
 
 struct SaturatingAdd {
@@ -126,52 +123,24 @@ __device__ void order_groups(const OffsetsParams& p) {
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < G; i += blockDim.x) {
-    p.order[i] = static_cast<int32_t>(keys[i]);
-    const bool is_filled = keys[i] >> 32 != UINT32_MAX;
-    const bool next_is_filled = i + 1 < G && keys[i + 1] >> 32 != UINT32_MAX;
-    if (is_filled && !next_is_filled) *p.num_filled = i + 1;
-  }
-}
-
-// Too many to sort: those that have rows from the front, the others from the back.
-__device__ void part_groups(const OffsetsParams& p) {
-  __shared__ int64_t warp_totals[kMaxThreads / 32];
-  __shared__ int64_t last_filled;
-  __syncthreads();  // the offsets are written
-  int64_t carry = 0;
-  for (int64_t first = 0; first < p.sizes.count; first += blockDim.x) {
-    const int64_t g = first + threadIdx.x;
-    const bool exists = g < p.sizes.count;
-    const bool is_filled = exists && p.offsets[g + 1] > p.offsets[g];
-    const int64_t filled = block_scan(is_filled ? 1 : 0, carry, Add(), warp_totals);
-    if (exists) p.order[is_filled ? filled - 1 : p.sizes.count - 1 - (g - filled)] = static_cast<int32_t>(g);
-    if (threadIdx.x == blockDim.x - 1) last_filled = filled;
-    __syncthreads();
-    carry = last_filled;
-  }
-  if (threadIdx.x == 0) *p.num_filled = static_cast<int32_t>(carry);
+  for (int i = threadIdx.x; i < G; i += blockDim.x) p.order[i] = static_cast<int32_t>(keys[i]);
 }
 
 __global__ void __launch_bounds__(kMaxThreads)
     ordered_offsets_kernel(const __grid_constant__ OffsetsParams p) {
   let_next_begin();
-  if (threadIdx.x == 0) {
-    *p.num_filled = 0;
-    *p.taken = 0;
-  }
   compute_offsets(p);
   if (p.sizes.count <= kMaxOrdered) {
     order_groups(p);
   } else {
-    part_groups(p);
+    for (int64_t g = threadIdx.x; g < p.sizes.count; g += blockDim.x) p.order[g] = static_cast<int32_t>(g);
   }
 }
 
 }  // namespace
 
 size_t row_map_size(int64_t G) {
-  return static_cast<size_t>(G + 1) * 2 * sizeof(int64_t) + static_cast<size_t>(G + 2) * sizeof(int32_t);
+  return static_cast<size_t>(G + 1) * 2 * sizeof(int64_t) + static_cast<size_t>(G) * sizeof(int32_t);
 }
 
 namespace {
@@ -180,14 +149,10 @@ Status launch_offsets(const GroupSizes& sizes, int tile_rows, bool ordered, cons
                       RowMap* map) {
   int64_t* offsets = static_cast<int64_t*>(launch.workspace);
   int64_t* row_tiles = offsets + sizes.count + 1;
-  OffsetsParams params = {sizes, tile_rows, offsets, row_tiles, nullptr, nullptr, nullptr};
-  if (ordered) {
-    params.order = reinterpret_cast<int32_t*>(row_tiles + sizes.count + 1);
-    params.num_filled = params.order + sizes.count;
-    params.taken = reinterpret_cast<uint32_t*>(params.num_filled + 1);
-  }
-  *map = RowMap{offsets, row_tiles, sizes.count, params.order, params.num_filled, params.taken};
+  int32_t* order = ordered ? reinterpret_cast<int32_t*>(row_tiles + sizes.count + 1) : nullptr;
+  *map = RowMap{offsets, row_tiles, order, sizes.count};
   const int64_t threads = sizes.count >= kMaxThreads ? kMaxThreads : (sizes.count + 31) / 32 * 32;
+  const OffsetsParams params = {sizes, tile_rows, offsets, row_tiles, order};
   return launch_kernel(ordered ? ordered_offsets_kernel : offsets_kernel, 1,
                        dim3(threads == 0 ? 32 : static_cast<unsigned int>(threads)), 0, launch, params);
 }

@@ -11,11 +11,8 @@ namespace grouped::cuda {
 struct RowMap {
   const int64_t* offsets;    // [G + 1] first row of each group; offsets[G] = S
   const int64_t* row_tiles;  // [G + 1] first row tile of each group; row_tiles[G] = how many there are
+  const int32_t* order;      // [G] groups, up to 512 of them the largest first; null where not asked for
   int64_t G;
-  // Of an ordered map, else null.
-  const int32_t* order;       // [G] groups that have rows, up to 512 of all the largest first; then the others
-  const int32_t* num_filled;  // how many groups have rows
-  uint32_t* taken;            // 0: for the kernel that follows to count in
 };
 
 size_t row_map_size(int64_t G);
@@ -23,7 +20,7 @@ size_t row_map_size(int64_t G);
 // Writes the map to launch.workspace, with row tiles of `tile_rows` rows that never span two groups.
 Status make_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map);
 
-// As make_row_map(), with what an ordered map has besides.
+// As make_row_map(), with map->order.
 Status make_ordered_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map);
 
 // GROUPED_CHECK=1 alone: waits for the stream, reads the sizes and checks them on the host.

@@ -4,12 +4,11 @@
 //   warp 0, one lane     copies the left operand into a ring of stages, as far ahead as the ring is deep
 //   warp 1, one lane     the right one; a single warp does not issue copies fast enough
 //   warp 2               schedules: which tile comes next, told to all through a short queue
-//   warp 3               side work: zeros in the tail of mm; in wgrad, asks for work ahead of the schedulers, and
-//                        zeros for empty groups
-//   warpgroups 1, 2      multiply, and write what they multiplied; at last help with the zeros
+//   warp 3               side work: zeros in the tail of mm; in wgrad, asks for work ahead of the schedulers
+//   warpgroups 1, 2      multiply, and write what they multiplied
 //
 // A tile is 128 rows, two wgmmas of 64, by a number of columns that it chooses itself: a multiple of 32 up to
-// the shape's kMaxWidth. Its reduction is never empty. Two blocks form a cluster. Their tiles have the same reduction length; of an operand
+// the shape's kMaxWidth. Two blocks form a cluster. Their tiles have the same reduction length; of an operand
 // that they share (`Tile::flags`) each fetches half for both. A stage is free again when the multipliers of
 // both blocks have read it, so the two stay within one ring of each other.
 //
@@ -109,12 +108,12 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
         const int stage = ring.next();
         if (i == 0) old_stage = stage;
       }
+      if (kTakesTurns && tile.num_blocks == 0) ring.end_turn();
       __syncwarp();
       staging.begin_turn();
       work.finish(tile, index, acc, shared, staging, ring, old_stage);
     }
     staging.end_turn();
-    work.last_work();
     if (threadIdx.x % 128 == 0) store_wait();
     __syncwarp();
   }

@@ -168,7 +168,6 @@ class MmWork {
     mm_zero_tail(p_.mm, last_row(p_.sizes), blockIdx.x * int64_t{32} + threadIdx.x % 32,
                  gridDim.x * int64_t{32});
   }
-  __device__ __forceinline__ void last_work() const {}
   __device__ __forceinline__ void prepare(const Tile&, const Staging<Shape>&) const {}
 
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,

@@ -99,7 +99,7 @@ __device__ __forceinline__ void multiply(const Tile& tile, int index, Shared<typ
   }
   wgmma_wait<0>();
   pin_all();
-  ring.release(last);
+  if (tile.num_blocks > 0) ring.release(last);
 }
 
 template <typename Work, int kWidth = kWidthStep>

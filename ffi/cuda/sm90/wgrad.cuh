@@ -12,7 +12,6 @@
 #include "sm90/tensor_map.h"
 #include "sm90/wgrad_ending.cuh"
 #include "sm90/wgrad_schedule.cuh"
-#include "sm90/wgrad_zeros.cuh"
 
 namespace grouped::cuda::sm90 {
 
@@ -157,19 +156,14 @@ class WgradWork {
       const int panels = kWide ? width / 32 : (width + 63) / 64;
       return (panels + kOldPanels<Shape> - 1) / kOldPanels<Shape>;
     };
-    schedule_wgrad<Shape>(p_.wgrad.map, p_.wgrad.rows, p_.wgrad.columns, old_stages, p_.order, shared, queue);
+    schedule_wgrad<Shape>(p_.wgrad.map, p_.wgrad.rows, p_.wgrad.columns, kAdds, old_stages, p_.order, shared,
+                          queue);
   }
   __device__ __forceinline__ void side_work(Shared<Shape> shared) const {
-    if (p_.order.from_both_ends && cluster_rank() == 0) {
-      const int32_t pieces =
-          *p_.wgrad.map.num_filled * wgrad_pieces_of_group<Shape>(p_.wgrad.rows, p_.wgrad.columns);
-      if (threadIdx.x % 32 == 0) PieceFeed<Shape>(p_.order.counters, shared).give_from_ends(pieces);
-      __syncwarp();
-    }
-    last_work();
-  }
-  __device__ __forceinline__ void last_work() const {
-    if (!kAdds) zero_empty_groups(p_.wgrad);
+    if (!p_.order.from_both_ends || cluster_rank() != 0 || threadIdx.x % 32 != 0) return;
+    const int32_t pieces =
+        static_cast<int32_t>(p_.wgrad.map.G) * wgrad_pieces_of_group<Shape>(p_.wgrad.rows, p_.wgrad.columns);
+    PieceFeed<Shape>(p_.order.counters, shared).give_from_ends(pieces);
   }
 
   __device__ __forceinline__ void prepare(const Tile& tile, const Staging<Shape>& staging) const {
@@ -181,7 +175,12 @@ class WgradWork {
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
                                          Shared<Shape> shared, Staging<Shape>& staging,
                                          RingReader<Shape>& ring, int old_stage) const {
-    WgradEnding<T, Shape, kWide, kAdds>(p_, tile, index, shared, staging, ring, old_stage).run(acc);
+    WgradEnding<T, Shape, kWide, kAdds> ending(p_, tile, index, shared, staging, ring, old_stage);
+    if (!kAdds && tile.num_blocks == 0) {
+      ending.run_empty();
+    } else {
+      ending.run(acc);
+    }
   }
 
  private:

@@ -88,6 +88,26 @@ class WgradEnding {
     }
   }
 
+  // Zeros, without the accumulators, which an empty group leaves as they were. A loop, because zeroing them
+  // in a branch would make them spill.
+  __device__ __forceinline__ void run_empty() {
+#pragma unroll 1
+    for (int piece = 0; piece * kColumns < tile_.width; ++piece) {
+#pragma unroll 1
+      for (int half = 0; half < Shape::kHalves; half += Shape::kPieceHalves) {
+        const uint32_t buffer = staging_.next();
+        for (uint32_t at = threadIdx.x % 128 * 16; at < Shared<Shape>::kPieceBytes; at += 128 * 16)
+          zero_shared_16(buffer + at);
+        staging_.written(piece, kColumnPieces);
+        if (threadIdx.x % 128 == 0) {
+          store_box(p_.out, buffer, tile_.column + piece * kColumns, tile_.row + tile_half(half) * 64,
+                    tile_.group);
+        }
+        staging_.sent();
+      }
+    }
+  }
+
  private:
   __device__ __forceinline__ int tile_half(int half) const { return Shape::kHalves == 2 ? half : index_; }
 

@@ -111,14 +111,15 @@ __device__ __forceinline__ int32_t wgrad_pieces_of_group(int64_t out_rows, int64
 // in the map's order. old_stages(width): of a tile.
 template <typename Shape, typename OldStages>
 __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_rows, int64_t out_columns,
-                                               const OldStages& old_stages, const WgradOrder& order,
-                                               Shared<Shape> shared, TileQueue<Shape>& queue) {
+                                               bool skip_empty, const OldStages& old_stages,
+                                               const WgradOrder& order, Shared<Shape> shared,
+                                               TileQueue<Shape>& queue) {
   const int32_t rank = static_cast<int32_t>(cluster_rank());
   const int32_t rows = wgrad_row_tiles(out_rows);
   const ColumnCut<Shape> cut(out_columns);
   const int32_t tiles = rows * cut.tiles();
   const int32_t per_group = wgrad_pieces_of_group<Shape>(out_rows, out_columns);
-  const int32_t pieces = *map.num_filled * per_group;
+  const int32_t pieces = static_cast<int32_t>(map.G) * per_group;
   GroupWindow groups(map);
   BandWalk walk(rows, cut.tiles(), order.band_rows);
   WgradFeed<Shape> feed(order, pieces, shared);
@@ -131,6 +132,7 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
     const int32_t first = (id - place * per_group) * 2;
     Tile tile;
     groups.find(place, &tile.group, &tile.first_token, &tile.num_tokens);
+    if (skip_empty && tile.num_tokens == 0) continue;
     tile.num_blocks = (tile.num_tokens + kReduceTile - 1) / kReduceTile;
     walk.go_to(first);
     int32_t row = walk.row, column = walk.column, other_column = walk.column;

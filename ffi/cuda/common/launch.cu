@@ -61,6 +61,18 @@ int num_multiprocessors(int device) {
   return count > 0 ? count : 1;
 }
 
+int memory_bytes_per_cycle(int device) {
+  static std::atomic<int> cache[kCachedDevices];
+  return cached(device, cache, [=] {
+    // Two transfers in each of its cycles; both clocks in kHz.
+    const double memory = 2.0 * device_attribute(cudaDevAttrMemoryClockRate, device) *
+                          device_attribute(cudaDevAttrGlobalMemoryBusWidth, device) / 8;
+    const double cycles =
+        static_cast<double>(device_attribute(cudaDevAttrClockRate, device)) * num_multiprocessors(device);
+    return cycles > 0 ? static_cast<int>(memory / cycles) : 0;
+  });
+}
+
 int compute_capability(int device) {
   static std::atomic<int> cache[kCachedDevices];
   return cached(device, cache, [=] {

@@ -51,23 +51,26 @@ bool use_sm90(const Problem& p, int device) {
 // work runs in one of them. In neither do clusters take turns, because small problems choose that unforced.
 cuda::sm90::Config forced(cuda::sm90::Config config, bool cuda::sm90::Config::* goes_along) {
   if (test_kernels() == TestKernels::kAny) return config;
-  config.takes_turns = test_kernels() == TestKernels::kTurns;
+  config.takes_turns = test_kernels() != TestKernels::kShare;
+  config.holds_result = test_kernels() == TestKernels::kHold;
   config.on_demand = true;
   config.*goes_along = config.takes_turns;
   return config;
 }
-cuda::sm90::Config config_of(const MmProblem& p) {
-  return forced(cuda::sm90::mm_config(p.T, p.K, p.N, p.G), &cuda::sm90::Config::in_order);
+cuda::sm90::Config config_of(const MmProblem& p, int device) {
+  return forced(cuda::sm90::mm_config(p.T, p.K, p.N, p.G, cuda::memory_bytes_per_cycle(device)),
+                &cuda::sm90::Config::in_order);
 }
-cuda::sm90::Config config_of(const WgradProblem& p) {
-  return forced(cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate),
-                &cuda::sm90::Config::from_both_ends);
+cuda::sm90::Config config_of(const WgradProblem& p, int device) {
+  return forced(
+      cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate, cuda::memory_bytes_per_cycle(device)),
+      &cuda::sm90::Config::from_both_ends);
 }
 
 Status mm(const MmProblem& p, const Launch& launch) {
   return on_device(p.sizes, launch, p.T == 0 || p.N == 0, [&] {
     if (use_sm90(p, launch.device)) {
-      const cuda::sm90::Config config = config_of(p);
+      const cuda::sm90::Config config = config_of(p, launch.device);
       log_choice("grouped_mm", p.K, p.N, p.G, p.weight_is_gkn, to_string(config));
       return p.in == DType::kF16 ? cuda::sm90::mm_f16(p, config, launch)
                                  : cuda::sm90::mm_bf16(p, config, launch);
@@ -88,13 +91,13 @@ Status mm(const MmProblem& p, const Launch& launch) {
 
 // The portable kernels keep their offsets there.
 bool mm_uses_workspace(const MmProblem& p, int device) {
-  return !use_sm90(p, device) || config_of(p).on_demand;
+  return !use_sm90(p, device) || config_of(p, device).on_demand;
 }
 
 Status wgrad(const WgradProblem& p, const Launch& launch) {
   return on_device(p.sizes, launch, p.G == 0 || p.K == 0 || p.N == 0, [&] {
     if (use_sm90(p, launch.device)) {
-      const cuda::sm90::Config config = config_of(p);
+      const cuda::sm90::Config config = config_of(p, launch.device);
       log_choice("grouped_wgrad", p.K, p.N, p.G, p.out_is_gkn, to_string(config));
       return p.in == DType::kF16 ? cuda::sm90::wgrad_f16(p, config, launch)
                                  : cuda::sm90::wgrad_bf16(p, config, launch);

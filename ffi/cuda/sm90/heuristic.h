@@ -20,6 +20,7 @@ struct Config {
   // Of both.
   bool on_demand;  // clusters ask for work, by halves of L2; else they take turns
   // Of wgrad alone.
+  bool holds_result;    // buffers for a whole result, for a stage less; where turns are taken and nothing is added
   bool from_both_ends;  // one half from the largest group on, the other from the smallest; else side by side
   int band_rows;        // rows of tiles that are walked down before one column right
 };
@@ -27,6 +28,7 @@ struct Config {
 inline std::string to_string(const Config& c) {
   return std::string("sm90 ") +
          (c.takes_turns ? "128x192, multipliers take turns" : "128x256, multipliers share") +
+         (c.holds_result ? ", room for a whole result" : "") +
          (c.cuts_evenly ? ", groups cut evenly" : "") + (c.in_order ? ", in order" : "") +
          (c.on_demand ? ", on demand" : "") + (c.from_both_ends ? " from both ends" : "") +
          (c.band_rows > 0 ? ", in bands of " + std::to_string(c.band_rows) : "");
@@ -65,14 +67,19 @@ inline bool is_large(int64_t rows, int64_t K, int64_t N) {
   return static_cast<double>(rows) * static_cast<double>(K) * static_cast<double>(N) >= 0x1p35;
 }
 
-// Measured: docs/kernel-log.md. Narrow tiles overlap the writing of results with products, but fetch more for
-// each product; above 8192 a tile lasts long, and tiles of one width keep the blocks together, so that they
-// find in L2 what the others fetched. The widest first balances the work; where groups are many and small,
-// chance balances it, and narrow tiles, which wait for memory, had better run beside wide ones, which do not.
-inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G) {
+// Of memory, for a multiprocessor in one cycle (memory_bytes_per_cycle()): an H200 has it, an H100 not.
+inline bool is_fast_memory(int bytes_per_cycle) { return bytes_per_cycle >= 15; }
+
+// Measured: docs/kernel-log.md. Turns overlap the writing of results with products, but their narrower tiles
+// fetch more for each product. Where memory is slow that decides with few rows a group, and above 8192: there a
+// tile lasts long, and tiles of one width keep the blocks together, so that they find in L2 what the others
+// fetched. The widest first balances the work; where groups are many and small, chance balances it, and narrow
+// tiles, which wait for memory, had better run beside wide ones, which do not.
+inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G, int memory_bytes) {
   Config config = {};
-  const bool is_long = K > 8192;
-  config.takes_turns = !is_long && T > 256 * G;
+  const bool is_fast = is_fast_memory(memory_bytes);
+  const bool is_long = K > 8192 && !is_fast;
+  config.takes_turns = is_fast || (!is_long && T > 256 * G);
   config.cuts_evenly = !is_long;
   config.in_order = !is_long && G >= 64 && T <= 512 * G;
   config.on_demand = is_large(T, K, N);
@@ -80,14 +87,17 @@ inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G) {
 }
 
 // Where multipliers take turns, what the result held is fetched while the other one multiplies, 8 KB at a
-// time, which takes as long as the products of about 1000 rows. Two halves that begin at both ends read each
+// time, which takes as long as the products of about 1000 rows. With few rows a group the writing of results
+// decides, at the rate of slow memory; fast memory takes more than one multiplier gives it. Two halves that begin at both ends read each
 // group through one half of L2, and tiles of large groups, which multiply, run beside tiles of small ones,
 // which write; with thousands of rows a group that would fetch operands more often. Low bands write whole
 // rows of the result at once, which memory likes; high ones read fewer columns.
-inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accumulate) {
+inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accumulate, int memory_bytes) {
   Config config = {};
+  const bool is_fast = is_fast_memory(memory_bytes);
   const bool is_fine = T <= 1024 * G;
-  config.takes_turns = accumulate ? T > 1024 * G : T >= 256 * G;
+  config.takes_turns = accumulate ? T > 1024 * G : is_fast || T >= 256 * G;
+  config.holds_result = !accumulate && is_fast && T < 384 * G;
   // Writing an element takes as long as 256 products.
   config.on_demand = is_large(std::max(T, 256 * G), K, N);
   config.from_both_ends = config.on_demand && is_fine;

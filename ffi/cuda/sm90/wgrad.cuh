@@ -251,8 +251,9 @@ Status wgrad(const WgradProblem& p, const Config& config, const Launch& launch) 
     return config.takes_turns ? wgrad_in<T, true, TakeTurnsAdding>(p, config, launch)
                               : wgrad_in<T, true, ShareTiles>(p, config, launch);
   }
-  return config.takes_turns ? wgrad_in<T, false, TakeTurns>(p, config, launch)
-                            : wgrad_in<T, false, ShareTiles>(p, config, launch);
+  if (!config.takes_turns) return wgrad_in<T, false, ShareTiles>(p, config, launch);
+  return config.holds_result ? wgrad_in<T, false, TakeTurnsHolding>(p, config, launch)
+                             : wgrad_in<T, false, TakeTurns>(p, config, launch);
 }
 
 }  // namespace grouped::cuda::sm90

@@ -17,7 +17,7 @@ TestKernels read_test_kernels() {
   if (value == nullptr) return TestKernels::kAny;
   if (std::strcmp(value, "portable") == 0) return TestKernels::kPortable;
   if (std::strcmp(value, "turns") == 0) return TestKernels::kTurns;
-  if (std::strcmp(value, "hold") == 0) return TestKernels::kHold;
+  if (std::strcmp(value, "buffers") == 0) return TestKernels::kBuffers;
   if (std::strcmp(value, "share") == 0) return TestKernels::kShare;
   return TestKernels::kAny;
 }

@@ -31,12 +31,12 @@ SANITIZERS = (
     ("memcheck", ""),
     ("racecheck", ""),
     ("racecheck", "turns"),
-    ("racecheck", "hold"),
+    ("racecheck", "buffers"),
     ("racecheck", "share"),
     ("synccheck", "turns"),
 )
 # Each configuration of the Hopper kernels in turn, and what serves other shapes and GPUs.
-FORCED = ("turns", "hold", "share", "portable")
+FORCED = ("turns", "buffers", "share", "portable")
 MODES = tuple(f"tests/torch/test_works_under_{name}.py" for name in ("compile", "modes", "transforms"))
 CAPTURED = tuple(f"tests/gpu/test_{name}.py" for name in ("capture", "jax_graphs", "torch_graphs", "short_sums"))
 

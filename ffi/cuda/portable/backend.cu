@@ -47,24 +47,27 @@ bool use_sm90(const Problem& p, int device) {
          test_kernels() != TestKernels::kPortable;
 }
 
-// Tests force the turns or not, and what a configuration can be besides goes along: each way of giving out
-// work runs in one of them. In neither do clusters take turns, because small problems choose that unforced.
-cuda::sm90::Config forced(cuda::sm90::Config config, bool cuda::sm90::Config::* goes_along) {
+// Tests force a shape of tiles, and what a configuration can be besides goes along: each way of giving out work
+// runs with one of them. With none do clusters take turns, because small problems choose that unforced.
+cuda::sm90::Config config_of(const MmProblem& p, int device) {
+  cuda::sm90::Config config =
+      cuda::sm90::mm_config(p.T, p.K, p.N, p.G, cuda::memory_bytes_per_cycle(device));
   if (test_kernels() == TestKernels::kAny) return config;
   config.takes_turns = test_kernels() != TestKernels::kShare;
-  config.holds_result = test_kernels() == TestKernels::kHold;
+  config.in_order = test_kernels() == TestKernels::kTurns;
   config.on_demand = true;
-  config.*goes_along = config.takes_turns;
   return config;
 }
-cuda::sm90::Config config_of(const MmProblem& p, int device) {
-  return forced(cuda::sm90::mm_config(p.T, p.K, p.N, p.G, cuda::memory_bytes_per_cycle(device)),
-                &cuda::sm90::Config::in_order);
-}
 cuda::sm90::Config config_of(const WgradProblem& p, int device) {
-  return forced(
-      cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate, cuda::memory_bytes_per_cycle(device)),
-      &cuda::sm90::Config::from_both_ends);
+  cuda::sm90::Config config = cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate,
+                                                       cuda::memory_bytes_per_cycle(device));
+  if (test_kernels() == TestKernels::kAny) return config;
+  config.takes_turns = test_kernels() != TestKernels::kShare;
+  config.large_buffers = test_kernels() == TestKernels::kBuffers;
+  config.on_demand = true;
+  config.asks_ahead = test_kernels() != TestKernels::kTurns;
+  config.from_both_ends = test_kernels() == TestKernels::kShare;
+  return config;
 }
 
 Status mm(const MmProblem& p, const Launch& launch) {

@@ -91,9 +91,16 @@ __global__ void __launch_bounds__(kSplitThreads) split_kernel(int multiprocessor
 
 struct PrepareParams {
   PieceCounters* counters;
-  int clusters;
-  LeadingGroup leader;
+  HandingOut handing_out;
 };
+
+// Whether the other half may begin at the end: the first group does not need all clusters.
+__device__ __forceinline__ bool may_begin_at_end(const LeadingGroup& leader, int first_half) {
+  const RowMap& map = leader.map;
+  const int32_t group = map.order[0];
+  const int64_t rows = map.offsets[group + 1] - map.offsets[group];
+  return rows == 0 || rows * 2 < map.offsets[map.G] || leader.pieces <= first_half;
+}
 
 // The map may be changing under this copy, by the split on another stream. Whatever is read, the clusters of
 // this launch read the copy and agree.
@@ -103,16 +110,15 @@ __global__ void prepare_kernel(const __grid_constant__ PrepareParams p) {
   for (int pair = threadIdx.x; pair < kMaxPairs; pair += blockDim.x)
     p.counters->half_of_pair[pair] = half_map.half_of_pair[pair];
   const int pairs = half_map.pairs;
-  const int share = pairs > 0 ? half_map.first_half * p.clusters / pairs : p.clusters;
-  const int first_half = min(max(share, 0), p.clusters);
+  const int clusters = p.handing_out.clusters;
+  const int share = pairs > 0 ? half_map.first_half * clusters / pairs : clusters;
+  const int first_half = min(max(share, 0), clusters);
   if (threadIdx.x == 0) {
     p.counters->taken[0] = p.counters->taken[1] = 0;
     p.counters->first_half = first_half;
   } else if (threadIdx.x == 32) {
-    const RowMap& map = p.leader.map;
-    const int32_t first = map.order == nullptr ? 0 : map.order[0];
-    const int64_t rows = map.order == nullptr ? 0 : map.offsets[first + 1] - map.offsets[first];
-    p.counters->begin_together = rows > 0 && rows * 2 >= map.offsets[map.G] && p.leader.pieces > first_half;
+    p.counters->from_ends =
+        p.handing_out.from_both_ends && may_begin_at_end(p.handing_out.leader, first_half);
   }
 }
 
@@ -138,7 +144,7 @@ Status probe(const Launch& launch) {
 
 }  // namespace
 
-Status prepare_counters(int clusters, const Launch& launch, const LeadingGroup& leader,
+Status prepare_counters(const HandingOut& handing_out, const Launch& launch, Begin begin,
                         PieceCounters* counters) {
   static std::atomic<uint64_t> probed{0};
   const uint64_t bit = launch.device < 64 ? uint64_t{1} << launch.device : 0;
@@ -146,9 +152,8 @@ Status prepare_counters(int clusters, const Launch& launch, const LeadingGroup& 
       (probed.fetch_or(bit, std::memory_order_relaxed) & bit) == 0) {
     (void)probe(launch);  // without it all clusters count as one half; what is really wrong, the launch tells
   }
-  const Begin begin = leader.map.offsets == nullptr ? Begin::kBehind : Begin::kBeside;  // of the map's kernel
-  return launch_kernel(prepare_kernel, 1, dim3(kMaxPairs), 0, launch,
-                       PrepareParams{counters, clusters, leader}, begin);
+  return launch_kernel(prepare_kernel, 1, dim3(kMaxPairs), 0, launch, PrepareParams{counters, handing_out},
+                       begin);
 }
 
 }  // namespace grouped::cuda::sm90

@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "core/backend.h"
+#include "common/launch.h"
 #include "portable/offsets.h"
 
 namespace grouped::cuda::sm90 {
@@ -22,10 +22,10 @@ inline constexpr int kMaxPairs = 96;
 
 // In the workspace of a call (piece_feed.cuh).
 struct PieceCounters {
-  // Pieces that clusters of each half have been given; from both ends, both counts in the first word.
+  // Pieces that clusters of each half have been given; asked for ahead, both counts in the first word.
   unsigned long long taken[2];
-  int32_t first_half;      // of as many pieces as there are clusters, the first half's share
-  int32_t begin_together;  // both halves with the first pieces
+  int32_t first_half;  // of as many pieces as there are clusters, the first half's share
+  int32_t from_ends;   // asked for ahead: the second half takes the last pieces, else the next ones
   uint8_t half_of_pair[kMaxPairs];
 };
 
@@ -39,12 +39,19 @@ inline PieceCounters* counters_behind_map(const Launch& launch, int64_t G) {
 // half of the clusters takes at once, the rest of them must not wait until the other half has come to it from
 // the end.
 struct LeadingGroup {
-  RowMap map;  // without an order there is none
+  RowMap map;
   int64_t pieces;
 };
 
-// Fills `counters` for a launch of `clusters` clusters that follows on the stream.
-Status prepare_counters(int clusters, const Launch& launch, const LeadingGroup& leader,
+// How a launch hands out its pieces.
+struct HandingOut {
+  int clusters;
+  bool from_both_ends;
+  LeadingGroup leader;  // from both ends
+};
+
+// Fills `counters` for a launch that follows on the stream. `begin`: beside, where the kernel in front is ours.
+Status prepare_counters(const HandingOut& handing_out, const Launch& launch, Begin begin,
                         PieceCounters* counters);
 
 }  // namespace grouped::cuda::sm90

@@ -20,17 +20,19 @@ struct Config {
   // Of both.
   bool on_demand;  // clusters ask for work, by halves of L2; else they take turns
   // Of wgrad alone.
-  bool holds_result;    // buffers for a whole result, for a stage less; where turns are taken and nothing is added
-  bool from_both_ends;  // one half from the largest group on, the other from the smallest; else side by side
+  bool large_buffers;   // for results, for a stage less; where turns are taken
+  bool asks_ahead;      // on demand: a piece ahead, and all take the first that is left
+  bool from_both_ends;  // asked ahead: but one half from the largest group on, the other from the smallest
   int band_rows;        // rows of tiles that are walked down before one column right
 };
 
 inline std::string to_string(const Config& c) {
   return std::string("sm90 ") +
          (c.takes_turns ? "128x192, multipliers take turns" : "128x256, multipliers share") +
-         (c.holds_result ? ", room for a whole result" : "") +
+         (c.large_buffers ? ", large buffers" : "") +
          (c.cuts_evenly ? ", groups cut evenly" : "") + (c.in_order ? ", in order" : "") +
-         (c.on_demand ? ", on demand" : "") + (c.from_both_ends ? " from both ends" : "") +
+         (c.on_demand ? ", on demand" : "") + (c.asks_ahead ? " ahead" : "") +
+         (c.from_both_ends ? " from both ends" : "") +
          (c.band_rows > 0 ? ", in bands of " + std::to_string(c.band_rows) : "");
 }
 
@@ -87,20 +89,28 @@ inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G, int memory_b
 }
 
 // Where multipliers take turns, what the result held is fetched while the other one multiplies, 8 KB at a
-// time, which takes as long as the products of about 1000 rows. With few rows a group the writing of results
-// decides, at the rate of slow memory; fast memory takes more than one multiplier gives it. Two halves that begin at both ends read each
-// group through one half of L2, and tiles of large groups, which multiply, run beside tiles of small ones,
-// which write; with thousands of rows a group that would fetch operands more often. Low bands write whole
-// rows of the result at once, which memory likes; high ones read fewer columns.
+// time, which takes as long as the products of about 1000 rows; with large buffers, of some 300. With few rows a
+// group the writing of results decides, at the rate of slow memory; fast memory takes more than small buffers
+// give it. There all clusters work on one group, which each operand's line is fetched for once; where memory is slow,
+// two halves that begin at both ends read each group through one half of L2, and tiles of large groups, which
+// multiply, run beside tiles of small ones, which write. With thousands of rows a group either would fetch
+// operands more often than side by side. Low bands write whole rows of the result at once, which memory likes;
+// high ones read fewer columns.
 inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accumulate, int memory_bytes) {
   Config config = {};
   const bool is_fast = is_fast_memory(memory_bytes);
   const bool is_fine = T <= 1024 * G;
-  config.takes_turns = accumulate ? T > 1024 * G : is_fast || T >= 256 * G;
-  config.holds_result = !accumulate && is_fast && T < 384 * G;
+  if (accumulate) {
+    config.takes_turns = T > (is_fast ? 320 : 1024) * G;
+    config.large_buffers = config.takes_turns && is_fast;
+  } else {
+    config.takes_turns = is_fast || T >= 256 * G;
+    config.large_buffers = is_fast && T < 384 * G;
+  }
   // Writing an element takes as long as 256 products.
   config.on_demand = is_large(std::max(T, 256 * G), K, N);
-  config.from_both_ends = config.on_demand && is_fine;
+  config.asks_ahead = config.on_demand && is_fine;
+  config.from_both_ends = config.asks_ahead && !is_fast;
   config.band_rows = T <= 512 * G ? 4 : is_fine && !accumulate ? 16 : 8;
   return config;
 }

@@ -232,8 +232,8 @@ Status mm_in(const MmProblem& p, const Config& config, const Launch& launch) {
       saturating_product(ceil_div(p.T, Shape::kMaxWidth) + p.G, ceil_div(p.N, kTileRows) + 1);
   if (config.on_demand) {
     params.order.counters = static_cast<PieceCounters*>(launch.workspace);
-    const Status prepared = prepare_counters(num_clusters(tiles, kClusterBlocks, launch.device), launch,
-                                             LeadingGroup{}, params.order.counters);
+    const HandingOut handing_out = {num_clusters(tiles, kClusterBlocks, launch.device), false, {}};
+    const Status prepared = prepare_counters(handing_out, launch, Begin::kBehind, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
   return p.weight_is_gkn ? launch_mm<T, Shape, Major::kOuter>(params, tiles, launch)

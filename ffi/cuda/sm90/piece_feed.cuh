@@ -28,7 +28,7 @@ class PieceFeed {
       const uint32_t pair = multiprocessor / 2;
       half_ = pair < kMaxPairs ? counters->half_of_pair[pair] : 0;
       first_half_ = counters->first_half;
-      begins_together_ = counters->begin_together != 0;
+      from_ends_ = counters->from_ends != 0;
     }
   }
 
@@ -42,15 +42,15 @@ class PieceFeed {
     return hear();
   }
 
-  // Needs counters. Of `pieces`, one half takes the first ones and the other the last ones, until they meet.
-  // By all lanes, while one thread of another warp of the first block gives them: the counters' answer takes
-  // as long as a piece of few rows, so it is asked for before it is needed.
-  __device__ __forceinline__ int32_t next_from_ends() { return hear(); }
-  __device__ __forceinline__ void give_from_ends(int32_t pieces) {
+  // Needs counters. By all lanes, while one thread of another warp of the first block gives them: the counters'
+  // answer takes as long as a piece of few rows, so it is asked for before it is needed. All take the first
+  // pieces that are left; or one half does, and the other takes the last ones, until they meet.
+  __device__ __forceinline__ int32_t next_ahead() { return hear(); }
+  __device__ __forceinline__ void give_ahead(int32_t pieces) {
     int32_t piece;
     do {
       wait_for_slot();  // asked for no earlier, so that the last pieces are shared out evenly
-      piece = ask_from_ends(pieces);
+      piece = ask_ahead(pieces);
       tell(piece);
     } while (piece != kNoPiece);
   }
@@ -74,12 +74,12 @@ class PieceFeed {
   }
 
   // Both counts are in one word, so no piece is given twice.
-  __device__ __forceinline__ int32_t ask_from_ends(int32_t pieces) {
+  __device__ __forceinline__ int32_t ask_ahead(int32_t pieces) {
     const unsigned long long taken = atomicAdd(&counters_->taken[0], half_ == 0 ? 1ull : 1ull << 32);
     const int32_t first_ones = static_cast<int32_t>(taken & 0xffffffffu);
     const int32_t last_ones = static_cast<int32_t>(taken >> 32);
     if (first_ones + last_ones >= pieces) return kNoPiece;
-    if (begins_together_) return first_ones + last_ones;
+    if (!from_ends_) return first_ones + last_ones;
     return half_ == 0 ? first_ones : pieces - 1 - last_ones;
   }
 
@@ -114,7 +114,7 @@ class PieceFeed {
   int32_t place_ = 0;
   int half_ = 0;
   int32_t first_half_ = 0;
-  bool begins_together_ = false;
+  bool from_ends_ = false;
   Cursor<Shared<Shape>::kFeedSlots> told_, heard_;  // the next slot to tell, to hear
 };
 

@@ -65,11 +65,16 @@ struct TakeTurnsAdding : TakeTurns {
   static constexpr int kPieceHalves = 1;
   static constexpr bool kSharesBuffers = false;
 };
-// The same for results that take longer to write than to multiply: a whole one fits into the buffers, for which
-// the ring has a stage less.
-struct TakeTurnsHolding : TakeTurns {
+// The same for results that take longer to write than to multiply: more of one fits into the buffers, here all of
+// it, for which the ring has a stage less.
+struct TakeTurnsLargeBuffers : TakeTurns {
   static constexpr int kStages = 4;
   static constexpr int kPieceLines = 128;
+  static constexpr int kPieces = 4;
+};
+struct TakeTurnsAddingLargeBuffers : TakeTurnsAdding {
+  static constexpr int kStages = 4;
+  static constexpr int kPieceLines = 64;
   static constexpr int kPieces = 4;
 };
 // They share every tile, 64 rows each. It can be wider, so operands are fetched less often for as many

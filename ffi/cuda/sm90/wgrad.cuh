@@ -160,16 +160,15 @@ class WgradWork {
                           queue);
   }
   __device__ __forceinline__ void side_work(Shared<Shape> shared) const {
-    if (!p_.order.from_both_ends || cluster_rank() != 0 || threadIdx.x % 32 != 0) return;
+    if (!p_.order.asks_ahead || cluster_rank() != 0 || threadIdx.x % 32 != 0) return;
     const int32_t pieces =
         static_cast<int32_t>(p_.wgrad.map.G) * wgrad_pieces_of_group<Shape>(p_.wgrad.rows, p_.wgrad.columns);
-    PieceFeed<Shape>(p_.order.counters, shared).give_from_ends(pieces);
+    PieceFeed<Shape>(p_.order.counters, shared).give_ahead(pieces);
   }
 
   __device__ __forceinline__ void prepare(const Tile& tile, const Staging<Shape>& staging) const {
-    if constexpr (kAdds && !kOldThroughRing) {
-      if (threadIdx.x % 128 == 0) fetch_first(p_, tile, staging);
-    }
+    if constexpr (kAdds && !kOldThroughRing)
+      WgradEnding<T, Shape, kWide, kAdds>::fetch_first(p_, tile, staging);
   }
 
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
@@ -235,11 +234,12 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   const int64_t per_group =
       saturating_product(ceil_div(rows, kTileRows), ceil_div(columns, Shape::kMaxWidth));
   const int64_t tiles = saturating_product(ceil_div(per_group, 2) * 2, p.G);
-  params.order = {config.from_both_ends, config.band_rows, nullptr};
+  params.order = {config.asks_ahead, config.band_rows, nullptr};
   if (config.on_demand) {
     params.order.counters = counters_behind_map(launch, p.G);
-    const Status prepared = prepare_counters(num_clusters(tiles, kClusterBlocks, launch.device), launch,
-                                             {map, ceil_div(per_group, 2)}, params.order.counters);
+    const HandingOut handing_out = {num_clusters(tiles, kClusterBlocks, launch.device), config.from_both_ends,
+                                    {map, ceil_div(per_group, 2)}};
+    const Status prepared = prepare_counters(handing_out, launch, Begin::kBeside, params.order.counters);
     if (!prepared.ok()) return prepared;
   }
   return launch_wgrad<T, kAdds, Shape>(params, tiles, launch);
@@ -248,12 +248,13 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
 template <typename T>
 Status wgrad(const WgradProblem& p, const Config& config, const Launch& launch) {
   if (p.accumulate) {
-    return config.takes_turns ? wgrad_in<T, true, TakeTurnsAdding>(p, config, launch)
-                              : wgrad_in<T, true, ShareTiles>(p, config, launch);
+    if (!config.takes_turns) return wgrad_in<T, true, ShareTiles>(p, config, launch);
+    return config.large_buffers ? wgrad_in<T, true, TakeTurnsAddingLargeBuffers>(p, config, launch)
+                                : wgrad_in<T, true, TakeTurnsAdding>(p, config, launch);
   }
   if (!config.takes_turns) return wgrad_in<T, false, ShareTiles>(p, config, launch);
-  return config.holds_result ? wgrad_in<T, false, TakeTurnsHolding>(p, config, launch)
-                             : wgrad_in<T, false, TakeTurns>(p, config, launch);
+  return config.large_buffers ? wgrad_in<T, false, TakeTurnsLargeBuffers>(p, config, launch)
+                              : wgrad_in<T, false, TakeTurns>(p, config, launch);
 }
 
 }  // namespace grouped::cuda::sm90

@@ -29,18 +29,17 @@ struct WgradTensors {
   WgradOrder order;
 };
 
-// Begins to fetch the first two pieces of what the tile's result held. By the thread that sends the pieces,
-// once it has sent those of its last tile.
-template <typename T, typename Shape>
-__device__ __forceinline__ void fetch_first(const WgradTensors<T>& p, const Tile& tile,
-                                            const Staging<Shape>& staging) {
-  static_assert(Shape::kHalves == 2, "the first two pieces are the halves' first");
-  staging.wait_for_older();
-  for (int half = 0; half < 2; ++half) {
-    staging.fetch(half, [&](uint32_t to, uint32_t filled) {
-      load_box(to, p.out, filled, tile.column, tile.row + half * 64, tile.group);
-    });
-  }
+// Begins to fetch piece `piece` of what the tile's result held, if there is one, into the buffer `ahead` behind the
+// next. Pieces of the tile's halves alternate. By the thread that sends the pieces.
+template <int kColumns, typename T, typename Shape>
+__device__ __forceinline__ void fetch_old(const WgradTensors<T>& p, const Tile& tile,
+                                          const Staging<Shape>& staging, int piece, int ahead) {
+  static_assert(Shape::kHalves == 2, "pieces alternate");
+  const int column = piece / 2 * kColumns;
+  if (column >= tile.width) return;
+  staging.fetch(ahead, [&](uint32_t to, uint32_t filled) {
+    load_box(to, p.out, filled, tile.column + column, tile.row + piece % 2 * 64, tile.group);
+  });
 }
 
 // kWide: fp32 results. kAdds: onto what the result held.
@@ -56,8 +55,20 @@ class WgradEnding {
   static constexpr int kColumnPieces = Shape::kMaxWidth / kColumns;
   static constexpr int kUnits = kLineBytesOut / 16;  // of 16 bytes, in a line of a piece
   static_assert(kLineBytesOut == 64 || kLineBytesOut == 128, "the copy engine swizzles these");
+  // Pieces of what the result held that are on their way: one buffer is being written from.
+  static constexpr int kFetchedAhead = Shape::kPieces - 1;
 
  public:
+  // Begins to fetch the first ones, once those of the last tile have been sent.
+  __device__ __forceinline__ static void fetch_first(const WgradTensors<T>& p, const Tile& tile,
+                                                     const Staging<Shape>& staging) {
+    if (threadIdx.x % 128 != 0) return;
+    staging.wait_for_older();
+#pragma unroll
+    for (int piece = 0; piece < kFetchedAhead; ++piece)
+      fetch_old<kColumns>(p, tile, staging, piece, piece);
+  }
+
   __device__ __forceinline__ WgradEnding(const WgradTensors<T>& p, const Tile& tile, int index,
                                          Shared<Shape> shared, Staging<Shape>& staging,
                                          RingReader<Shape>& ring, int old_stage)
@@ -235,12 +246,10 @@ class WgradEnding {
     if (sends) store_box(p_.out, buffer, column, row, tile_.group);
     staging_.sent();
     if constexpr (kAddsInPlace) {
-      // The next but one: this half's next. The piece before this one lay in its buffer.
-      if (sends && (piece + 1) * kColumns < tile_.width) {
+      // Into the buffer that the piece before this one left by.
+      if (sends) {
         staging_.wait_for_older();
-        staging_.fetch(1, [&](uint32_t to, uint32_t filled) {
-          load_box(to, p_.out, filled, column + kColumns, row, tile_.group);
-        });
+        fetch_old<kColumns>(p_, tile_, staging_, piece * 2 + half + kFetchedAhead, kFetchedAhead - 1);
       }
     }
   }

@@ -60,7 +60,7 @@ class ColumnCut {
 
 // Who takes which piece; see Config (heuristic.h).
 struct WgradOrder {
-  bool from_both_ends;  // needs counters
+  bool asks_ahead;  // needs counters
   int32_t band_rows;
   PieceCounters* counters;  // null: clusters take turns
 };
@@ -73,7 +73,7 @@ class WgradFeed {
       : order_(order), pieces_(pieces), feed_(order.counters, shared) {}
 
   // Whether pieces are asked for before next() is called.
-  __device__ __forceinline__ bool is_ahead() const { return order_.from_both_ends; }
+  __device__ __forceinline__ bool is_ahead() const { return order_.asks_ahead; }
   // Past the last one: `pieces` or more. Turns go forth and back: what a cluster gains in one it loses in the
   // next.
   __device__ __forceinline__ int32_t next() {
@@ -83,7 +83,7 @@ class WgradFeed {
       ++turn_;
       return piece;
     }
-    if (is_ahead()) return feed_.next_from_ends();
+    if (is_ahead()) return feed_.next_ahead();
     int32_t piece = feed_.next(round_);
     while (piece >= pieces_ && ++round_ < feed_.rounds()) piece = feed_.next(round_);
     return piece;

@@ -114,7 +114,7 @@ GROUPED_HD Sigmoid<A> sigmoid(A x) {
 }
 
 // The same for results of kBits bits. 16 of them need no more than the GPU's own functions, which are 2^-22
-// off: a third of the instructions, and instructions are what limits an activation there.
+// off: a third of the instructions (docs/kernel-log.md, 84).
 template <int kBits, typename A>
 GROUPED_HD Sigmoid<A> sigmoid_for(A x) {
 #ifdef __CUDA_ARCH__

@@ -16,8 +16,10 @@ using namespace grouped::cuda::sm90;
 int main() {
   std::string op;
   int64_t T, K, N, G;
-  while (std::cin >> op >> T >> K >> N >> G)
-    std::cout << to_string(op == "mm" ? mm_config(T, K, N, G) : wgrad_config(T, K, N, G, op == "wgrad_acc")) << "\\n";
+  int memory;
+  while (std::cin >> op >> T >> K >> N >> G >> memory)
+    std::cout << to_string(op == "mm" ? mm_config(T, K, N, G, memory)
+                                      : wgrad_config(T, K, N, G, op == "wgrad_acc", memory)) << "\\n";
 }
 """
 TURNS = "sm90 128x192, multipliers take turns"
@@ -25,14 +27,18 @@ SHARE = "sm90 128x256, multipliers share"
 EVEN = ", groups cut evenly"
 ORDER = ", in order"
 DEMAND = ", on demand"
-ENDS = " from both ends"
+AHEAD = " ahead"
+ENDS = " ahead from both ends"
+BUFFERS = ", large buffers"
+# Bytes of memory for each cycle of a multiprocessor.
+H100, H200 = 13, 18
 
 
 def bands(rows: int) -> str:
     return f", in bands of {rows}"
 
 
-GOLDEN = {
+SLOW = {
     ("mm", 65536, 2048, 1536, 128): TURNS + EVEN + ORDER + DEMAND,
     ("mm", 65536, 768, 2048, 128): TURNS + EVEN + ORDER + DEMAND,
     ("mm", 65536, 1024, 2048, 64): TURNS + EVEN + DEMAND,  # many rows a group
@@ -67,6 +73,21 @@ GOLDEN = {
     ("wgrad_acc", 8193, 7168, 4096, 8): TURNS + DEMAND + bands(8),
     ("wgrad_acc", 32768, 7168, 4096, 8): TURNS + DEMAND + bands(8),
 }
+FAST = {
+    ("mm", 65536, 2048, 1536, 128): TURNS + EVEN + ORDER + DEMAND,
+    ("mm", 16384, 28672, 4096, 8): TURNS + EVEN + DEMAND,  # long sums
+    ("mm", 81920, 512, 2048, 512): TURNS + EVEN + ORDER + DEMAND,  # few rows a group
+    ("mm", 16, 256, 256, 1024): TURNS + EVEN + ORDER,
+    ("wgrad", 65536, 2048, 1536, 128): TURNS + DEMAND + AHEAD + bands(4),
+    ("wgrad", 32768, 7168, 4096, 8): TURNS + DEMAND + bands(8),  # many rows a group
+    ("wgrad", 384 * 128, 2048, 1536, 128): TURNS + DEMAND + AHEAD + bands(4),
+    ("wgrad", 384 * 128 - 1, 2048, 1536, 128): TURNS + BUFFERS + DEMAND + AHEAD + bands(4),  # few rows a group
+    ("wgrad", 8192, 2048, 1536, 128): TURNS + BUFFERS + DEMAND + AHEAD + bands(4),
+    ("wgrad_acc", 32767, 2048, 1536, 128): SHARE + DEMAND + ENDS + bands(4),
+    ("wgrad_acc", 32768, 2048, 1536, 128): TURNS + BUFFERS + DEMAND + AHEAD + bands(4),
+    ("wgrad_acc", 32768, 7168, 4096, 8): TURNS + BUFFERS + DEMAND + bands(8),
+}
+GOLDEN = {(*case, H100): choice for case, choice in SLOW.items()} | {(*case, H200): c for case, c in FAST.items()}
 
 
 @pytest.fixture(scope="module")

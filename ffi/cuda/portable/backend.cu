@@ -47,11 +47,10 @@ bool use_sm90(const Problem& p, int device) {
          test_kernels() != TestKernels::kPortable;
 }
 
-// Tests force a shape of tiles, and what a configuration can be besides goes along: each way of giving out work
-// runs with one of them. With none do clusters take turns, because small problems choose that unforced.
+// Tests force a shape of tiles, and what a configuration can be besides goes along: each way of giving out
+// work runs with one of them. With none do clusters take turns, because small problems choose that unforced.
 cuda::sm90::Config config_of(const MmProblem& p, int device) {
-  cuda::sm90::Config config =
-      cuda::sm90::mm_config(p.T, p.K, p.N, p.G, cuda::memory_bytes_per_cycle(device));
+  cuda::sm90::Config config = cuda::sm90::mm_config(p.T, p.K, p.N, p.G, cuda::memory_bytes_per_cycle(device));
   if (test_kernels() == TestKernels::kAny) return config;
   config.takes_turns = test_kernels() != TestKernels::kShare;
   config.in_order = test_kernels() == TestKernels::kTurns;
@@ -59,8 +58,8 @@ cuda::sm90::Config config_of(const MmProblem& p, int device) {
   return config;
 }
 cuda::sm90::Config config_of(const WgradProblem& p, int device) {
-  cuda::sm90::Config config = cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate,
-                                                       cuda::memory_bytes_per_cycle(device));
+  cuda::sm90::Config config =
+      cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate, cuda::memory_bytes_per_cycle(device));
   if (test_kernels() == TestKernels::kAny) return config;
   config.takes_turns = test_kernels() != TestKernels::kShare;
   config.large_buffers = test_kernels() == TestKernels::kBuffers;

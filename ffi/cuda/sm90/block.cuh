@@ -55,6 +55,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
   TileQueue<Shape> queue(shared, memory);
   if (warp < 4) {
     give_registers<kProducerRegisters>();
+    if (warp >= 2) wait_for_previous();  // all else follows from what the scheduler tells
     if (warp == 0) {
       if (elect_lane()) produce<typename Work::LeftLoader>(work, shared.left(0), shared, queue);
       __syncwarp();
@@ -62,10 +63,8 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       if (elect_lane()) produce<typename Work::RightLoader>(work, shared.right(0), shared, queue);
       __syncwarp();
     } else if (warp == 2) {
-      wait_for_previous();  // all else follows from what it tells
       work.schedule(shared, queue);
     } else {
-      wait_for_previous();
       work.side_work(shared);
       __syncwarp();
     }

@@ -50,7 +50,8 @@ struct HandingOut {
   LeadingGroup leader;  // from both ends
 };
 
-// Fills `counters` for a launch that follows on the stream. `begin`: beside, where the kernel in front is ours.
+// Fills `counters` for a launch that follows on the stream. `begin`: beside, where the kernel in front is
+// ours.
 Status prepare_counters(const HandingOut& handing_out, const Launch& launch, Begin begin,
                         PieceCounters* counters);
 

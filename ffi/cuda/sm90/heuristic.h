@@ -29,10 +29,9 @@ struct Config {
 inline std::string to_string(const Config& c) {
   return std::string("sm90 ") +
          (c.takes_turns ? "128x192, multipliers take turns" : "128x256, multipliers share") +
-         (c.large_buffers ? ", large buffers" : "") +
-         (c.cuts_evenly ? ", groups cut evenly" : "") + (c.in_order ? ", in order" : "") +
-         (c.on_demand ? ", on demand" : "") + (c.asks_ahead ? " ahead" : "") +
-         (c.from_both_ends ? " from both ends" : "") +
+         (c.large_buffers ? ", large buffers" : "") + (c.cuts_evenly ? ", groups cut evenly" : "") +
+         (c.in_order ? ", in order" : "") + (c.on_demand ? ", on demand" : "") +
+         (c.asks_ahead ? " ahead" : "") + (c.from_both_ends ? " from both ends" : "") +
          (c.band_rows > 0 ? ", in bands of " + std::to_string(c.band_rows) : "");
 }
 
@@ -73,10 +72,10 @@ inline bool is_large(int64_t rows, int64_t K, int64_t N) {
 inline bool is_fast_memory(int bytes_per_cycle) { return bytes_per_cycle >= 15; }
 
 // Measured: docs/kernel-log.md. Turns overlap the writing of results with products, but their narrower tiles
-// fetch more for each product. Where memory is slow that decides with few rows a group, and above 8192: there a
-// tile lasts long, and tiles of one width keep the blocks together, so that they find in L2 what the others
-// fetched. The widest first balances the work; where groups are many and small, chance balances it, and narrow
-// tiles, which wait for memory, had better run beside wide ones, which do not.
+// fetch more for each product. Where memory is slow that decides with few rows a group, and above 8192: there
+// a tile lasts long, and tiles of one width keep the blocks together, so that they find in L2 what the others
+// fetched. The widest first balances the work; where groups are many and small, chance balances it, and
+// narrow tiles, which wait for memory, had better run beside wide ones, which do not.
 inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G, int memory_bytes) {
   Config config = {};
   const bool is_fast = is_fast_memory(memory_bytes);
@@ -89,19 +88,18 @@ inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G, int memory_b
 }
 
 // Where multipliers take turns, what the result held is fetched while the other one multiplies, 8 KB at a
-// time, which takes as long as the products of about 1000 rows; with large buffers, of some 300. With few rows a
+// time, which takes as long as the products of about 1000 rows; with large buffers, of 256. With few rows a
 // group the writing of results decides, at the rate of slow memory; fast memory takes more than small buffers
-// give it. There all clusters work on one group, which each operand's line is fetched for once; where memory is slow,
-// two halves that begin at both ends read each group through one half of L2, and tiles of large groups, which
-// multiply, run beside tiles of small ones, which write. With thousands of rows a group either would fetch
-// operands more often than side by side. Low bands write whole rows of the result at once, which memory likes;
-// high ones read fewer columns.
+// give it. There all clusters work on one group; else two halves that begin at both ends read each group
+// through one half of L2, and tiles of large groups, which multiply, run beside tiles of small ones, which
+// write. With thousands of rows a group that would fetch operands more often. Low bands write whole rows of
+// the result at once, which memory likes; high ones read fewer columns.
 inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accumulate, int memory_bytes) {
   Config config = {};
   const bool is_fast = is_fast_memory(memory_bytes);
   const bool is_fine = T <= 1024 * G;
   if (accumulate) {
-    config.takes_turns = T > (is_fast ? 320 : 1024) * G;
+    config.takes_turns = is_fast ? T >= 256 * G : T > 1024 * G;
     config.large_buffers = config.takes_turns && is_fast;
   } else {
     config.takes_turns = is_fast || T >= 256 * G;
@@ -110,7 +108,7 @@ inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accu
   // Writing an element takes as long as 256 products.
   config.on_demand = is_large(std::max(T, 256 * G), K, N);
   config.asks_ahead = config.on_demand && is_fine;
-  config.from_both_ends = config.asks_ahead && !is_fast;
+  config.from_both_ends = config.asks_ahead && !(is_fast && config.takes_turns);
   config.band_rows = T <= 512 * G ? 4 : is_fine && !accumulate ? 16 : 8;
   return config;
 }

@@ -42,9 +42,9 @@ class PieceFeed {
     return hear();
   }
 
-  // Needs counters. By all lanes, while one thread of another warp of the first block gives them: the counters'
-  // answer takes as long as a piece of few rows, so it is asked for before it is needed. All take the first
-  // pieces that are left; or one half does, and the other takes the last ones, until they meet.
+  // Needs counters. By all lanes, while one thread of another warp of the first block gives them: the
+  // counters' answer takes as long as a piece of few rows, so it is asked for before it is needed. All take
+  // the first pieces that are left; or one half does, and the other takes the last ones, until they meet.
   __device__ __forceinline__ int32_t next_ahead() { return hear(); }
   __device__ __forceinline__ void give_ahead(int32_t pieces) {
     int32_t piece;

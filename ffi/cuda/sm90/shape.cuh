@@ -65,8 +65,8 @@ struct TakeTurnsAdding : TakeTurns {
   static constexpr int kPieceHalves = 1;
   static constexpr bool kSharesBuffers = false;
 };
-// The same for results that take longer to write than to multiply: more of one fits into the buffers, here all of
-// it, for which the ring has a stage less.
+// The same for results that take longer to write than to multiply: more of one fits into the buffers, here
+// all of it, for which the ring has a stage less.
 struct TakeTurnsLargeBuffers : TakeTurns {
   static constexpr int kStages = 4;
   static constexpr int kPieceLines = 128;

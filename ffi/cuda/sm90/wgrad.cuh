@@ -237,7 +237,8 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   params.order = {config.asks_ahead, config.band_rows, nullptr};
   if (config.on_demand) {
     params.order.counters = counters_behind_map(launch, p.G);
-    const HandingOut handing_out = {num_clusters(tiles, kClusterBlocks, launch.device), config.from_both_ends,
+    const HandingOut handing_out = {num_clusters(tiles, kClusterBlocks, launch.device),
+                                    config.from_both_ends,
                                     {map, ceil_div(per_group, 2)}};
     const Status prepared = prepare_counters(handing_out, launch, Begin::kBeside, params.order.counters);
     if (!prepared.ok()) return prepared;

@@ -29,8 +29,8 @@ struct WgradTensors {
   WgradOrder order;
 };
 
-// Begins to fetch piece `piece` of what the tile's result held, if there is one, into the buffer `ahead` behind the
-// next. Pieces of the tile's halves alternate. By the thread that sends the pieces.
+// Begins to fetch piece `piece` of what the tile's result held, if there is one, into the buffer `ahead`
+// behind the next. Pieces of the tile's halves alternate. By the thread that sends the pieces.
 template <int kColumns, typename T, typename Shape>
 __device__ __forceinline__ void fetch_old(const WgradTensors<T>& p, const Tile& tile,
                                           const Staging<Shape>& staging, int piece, int ahead) {
@@ -65,8 +65,7 @@ class WgradEnding {
     if (threadIdx.x % 128 != 0) return;
     staging.wait_for_older();
 #pragma unroll
-    for (int piece = 0; piece < kFetchedAhead; ++piece)
-      fetch_old<kColumns>(p, tile, staging, piece, piece);
+    for (int piece = 0; piece < kFetchedAhead; ++piece) fetch_old<kColumns>(p, tile, staging, piece, piece);
   }
 
   __device__ __forceinline__ WgradEnding(const WgradTensors<T>& p, const Tile& tile, int index,

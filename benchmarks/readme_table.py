@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's numbers, made from a committed result file: `python -m benchmarks.readme_table FILE`.
+"""The README's numbers, made from a committed result file: `python -m benchmarks.readme_table FILE [--means]`.
 
-Of a file of `benchmarks.jax_step` a sentence, of any other a table.
+Of a file of `benchmarks.jax_step` a sentence, of any other a table; with `--means` a sentence of its means alone.
 """
 
 from __future__ import annotations
@@ -53,6 +53,22 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join("|" + "|".join(cell if cell == "---" else f" {cell} " for cell in row) + "|" for row in table)
 
 
+def means_sentence(results: dict[str, Any]) -> str:
+    """The geometric means over all shapes of the default table, and the lowest case."""
+    draws = ("even", "zipf")
+    judged = [r for r in rows(results, OURS) if r.is_primary and r.op in OPERATIONS and r.draw in draws]
+    by_group = means(judged)
+    parts = []
+    for op in OPERATIONS:
+        (even, shapes), (zipf, _) = (by_group[op, draw] for draw in draws)
+        parts.append(f"{op} {even:.2f} with even and {zipf:.2f} with zipf sizes")
+    lowest = min(judged, key=lambda row: row.ratio)
+    return (
+        f"{results['name']}, ours / best peer, geometric mean of {shapes} shapes: {', '.join(parts)}; "
+        f"the lowest of {len(judged)} cases {lowest.ratio:.2f} ({lowest.case_id.partition('/')[0]} {lowest.op} {lowest.draw})."
+    )
+
+
 def step_time(peer: dict[str, Any], digits: int) -> str:
     """Milliseconds of a step of `benchmarks.jax_step`, or why there are none."""
     if peer["status"] == "ok":
@@ -77,7 +93,10 @@ def sentence(results: dict[str, Any]) -> str:
 def main() -> None:
     results = json.loads(Path(sys.argv[1]).read_text())
     is_step = any(case["op"] == "step" for case in results["cases"].values())
-    print(sentence(results) if is_step else table(results))
+    if sys.argv[2:] == ["--means"]:
+        print(means_sentence(results))
+    else:
+        print(sentence(results) if is_step else table(results))
 
 
 if __name__ == "__main__":

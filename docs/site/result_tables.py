@@ -168,6 +168,11 @@ def verdicts(data: dict[str, Any]) -> str:
     return _table(("target", "found", ""), [[v.target, v.found, "met" if v.met else "missed"] for v in found])
 
 
+def of_h200(make: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
+    """The same table of the other card's file."""
+    return lambda _: make(load(FOLDER / "h200.json"))
+
+
 def draws(data: dict[str, Any]) -> str:
     """What the draws are called and what they are."""
     return _table(("sizes", "what they are"), [[name, words] for name, words in DRAWS.items()])
@@ -185,5 +190,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "host-calls": host_calls,
     "layers": layers,
     "verdicts": verdicts,
+    "machine-h200": of_h200(machine),
+    "against-peers-h200": of_h200(against_peers),
+    "verdicts-h200": of_h200(verdicts),
     "draws": draws,
 }

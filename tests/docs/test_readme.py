@@ -41,9 +41,10 @@ def test_links_lead_somewhere():
     assert [t for t in targets if not (ROOT / t).exists()] == []
 
 
-@pytest.mark.parametrize("name", ["h100", "jax_step"])
-def test_numbers_are_made_from_the_committed_result(name):
-    command = [sys.executable, "-m", "benchmarks.readme_table", f"benchmarks/results/{name}.json"]
+@pytest.mark.parametrize("arguments", [["h100"], ["h200", "--means"], ["jax_step"]], ids=lambda a: a[0])
+def test_numbers_are_made_from_the_committed_result(arguments):
+    name, *how = arguments
+    command = [sys.executable, "-m", "benchmarks.readme_table", f"benchmarks/results/{name}.json", *how]
     made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert made.strip()
     # Lines of a sentence are broken anywhere.

@@ -9,6 +9,7 @@
 namespace sanitize {
 namespace {
 
+using grouped::cuda::sm90::HandingOut;
 using grouped::cuda::sm90::kMaxPairs;
 using grouped::cuda::sm90::PieceCounters;
 
@@ -26,9 +27,9 @@ void check_places(Report& report, const PieceCounters& found, int pairs, int clu
     report.fail(std::to_string(found.first_half) + " places of " + std::to_string(clusters) + " for them");
 }
 
-// Two groups, the second of which has `rows` of 100 and leads, in `pieces` pieces: whether both halves begin
-// with it.
-bool begin_together(Report& report, int64_t rows, int64_t pieces, PieceCounters* memory) {
+// Two groups, the second of which has `rows` of 100 and leads, in `pieces` pieces: whether the second half
+// begins at the end.
+bool begins_at_end(Report& report, int64_t rows, int64_t pieces, bool from_both_ends, PieceCounters* memory) {
   struct {
     int64_t offsets[3];
     int32_t order[2];
@@ -37,14 +38,15 @@ bool begin_together(Report& report, int64_t rows, int64_t pieces, PieceCounters*
   (void)cudaMalloc(&on_device, sizeof map);
   (void)cudaMemcpy(on_device, &map, sizeof map, cudaMemcpyHostToDevice);
   const grouped::Launch launch = {nullptr, nullptr, memory, 0, false};
-  const grouped::cuda::sm90::LeadingGroup leader = {{on_device->offsets, nullptr, on_device->order, 2},
-                                                    pieces};
-  const grouped::Status status = grouped::cuda::sm90::prepare_counters(8, launch, leader, memory);
+  const HandingOut handing_out = {
+      8, from_both_ends, {{on_device->offsets, nullptr, on_device->order, 2}, pieces}};
+  const grouped::Status status =
+      grouped::cuda::sm90::prepare_counters(handing_out, launch, grouped::cuda::Begin::kBehind, memory);
   if (!status.ok()) report.fail(status.message());
   if (cudaMemcpy(&found, memory, sizeof found, cudaMemcpyDeviceToHost) != cudaSuccess)
     report.fail("no copy back");
   (void)cudaFree(on_device);
-  return found.begin_together != 0;
+  return found.from_ends != 0;
 }
 
 }  // namespace
@@ -61,20 +63,22 @@ void halves_suite(Report& report, bool quick) {
     report.begin_case(std::to_string(clusters) + " clusters");
     (void)cudaMemset(memory, 0xff, sizeof(PieceCounters));
     const grouped::Launch launch = {nullptr, nullptr, memory, 0, false};
-    const grouped::Status status = grouped::cuda::sm90::prepare_counters(clusters, launch, {}, memory);
+    const grouped::Status status = grouped::cuda::sm90::prepare_counters(
+        HandingOut{clusters, false, {}}, launch, grouped::cuda::Begin::kBehind, memory);
     if (!status.ok()) report.fail(status.message());
     PieceCounters found = {};
     if (cudaMemcpy(&found, memory, sizeof found, cudaMemcpyDeviceToHost) != cudaSuccess)
       report.fail("no copy back");
     check_places(report, found, pairs, clusters, !quick);
-    if (found.begin_together != 0) report.fail("a leading group without groups");
+    if (found.from_ends != 0) report.fail("from both ends, unasked");
     report.end_case();
   }
   report.begin_case("a leading group");
-  if (!begin_together(report, 50, 9, memory)) report.fail("half of the rows, more pieces than clusters");
-  if (begin_together(report, 49, 9, memory)) report.fail("fewer than half of the rows");
-  if (begin_together(report, 50, 1, memory))
+  if (begins_at_end(report, 50, 9, true, memory)) report.fail("half of the rows, more pieces than clusters");
+  if (!begins_at_end(report, 49, 9, true, memory)) report.fail("fewer than half of the rows");
+  if (!begins_at_end(report, 50, 1, true, memory))
     report.fail("no more pieces than half of the clusters take at once");
+  if (begins_at_end(report, 49, 9, false, memory)) report.fail("all take the first pieces");
   report.end_case();
   (void)cudaFree(memory);
   report.end_suite();

@@ -63,9 +63,10 @@ def means_sentence(results: dict[str, Any]) -> str:
         (even, shapes), (zipf, _) = (by_group[op, draw] for draw in draws)
         parts.append(f"{op} {even:.2f} with even and {zipf:.2f} with zipf sizes")
     lowest = min(judged, key=lambda row: row.ratio)
+    name = f"{lowest.case_id.partition('/')[0]} {lowest.op} {lowest.draw}"
     return (
         f"{results['name']}, ours / best peer, geometric mean of {shapes} shapes: {', '.join(parts)}; "
-        f"the lowest of {len(judged)} cases {lowest.ratio:.2f} ({lowest.case_id.partition('/')[0]} {lowest.op} {lowest.draw})."
+        f"the lowest of {len(judged)} cases {lowest.ratio:.2f} ({name})."
     )
 
 

@@ -75,12 +75,12 @@ class PieceFeed {
 
   // Both counts are in one word, so no piece is given twice.
   __device__ __forceinline__ int32_t ask_ahead(int32_t pieces) {
-    const unsigned long long taken = atomicAdd(&counters_->taken[0], half_ == 0 ? 1ull : 1ull << 32);
+    const bool takes_first = from_ends_ ? half_ == 0 : (turn_++ & 1) == 0;
+    const unsigned long long taken = atomicAdd(&counters_->taken[0], takes_first ? 1ull : 1ull << 32);
     const int32_t first_ones = static_cast<int32_t>(taken & 0xffffffffu);
     const int32_t last_ones = static_cast<int32_t>(taken >> 32);
     if (first_ones + last_ones >= pieces) return kNoPiece;
-    if (!from_ends_) return first_ones + last_ones;
-    return half_ == 0 ? first_ones : pieces - 1 - last_ones;
+    return takes_first ? first_ones : pieces - 1 - last_ones;
   }
 
   // One thread of the first block tells, all lanes of both blocks' scheduling warps hear.

@@ -49,6 +49,7 @@ struct TakeTurns {
   static constexpr int kMaxWidth = 192;
   static constexpr int kHalves = 2;  // wgmmas of 64 rows, for each multiplier
   static constexpr int kStages = 5;
+  static constexpr int kTiles = 3;
   // A result leaves in pieces of so many lines of 128 bytes, which hold so many of the tile's halves; through
   // so many buffers.
   static constexpr int kPieceLines = 64;
@@ -68,6 +69,7 @@ struct TakeTurnsAdding : TakeTurns {
 // The same for results that take longer to write than to multiply: more of one fits into the buffers, here
 // all of it, for which the ring has a stage less.
 struct TakeTurnsLargeBuffers : TakeTurns {
+  static constexpr int kTiles = 5;
   static constexpr int kStages = 4;
   static constexpr int kPieceLines = 128;
   static constexpr int kPieces = 4;
@@ -80,6 +82,7 @@ struct TakeTurnsAddingLargeBuffers : TakeTurnsAdding {
 // They share every tile, 64 rows each. It can be wider, so operands are fetched less often for as many
 // products, but no product is made while the results leave.
 struct ShareTiles {
+  static constexpr int kTiles = 3;
   static constexpr int kMaxWidth = 256;
   static constexpr int kHalves = 1;
   static constexpr int kStages = 4;
@@ -120,7 +123,7 @@ struct Shared {
   static constexpr uint32_t kStageBytes = kLeftBytes + Shape::kMaxWidth * kLineBytes;
   static constexpr int kStages = Shape::kStages;
   static constexpr uint32_t kPieceBytes = Shape::kPieceLines * kLineBytes;
-  static constexpr int kTiles = 3;  // in the queue
+  static constexpr int kTiles = Shape::kTiles;  // in the queue
   static constexpr int kStagings = Shape::kSharesBuffers ? 1 : kMultipliers;
   static constexpr uint32_t kStaging = kStages * kStageBytes;
   static constexpr uint32_t kTileQueue = kStaging + kStagings * Shape::kPieces * kPieceBytes;

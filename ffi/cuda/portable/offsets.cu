@@ -24,6 +24,7 @@ struct OffsetsParams {
   int64_t* offsets;
   int64_t* row_tiles;
   int32_t* order;  // may be null
+  Cleared cleared;
 };
 
 struct SaturatingAdd {
@@ -129,6 +130,7 @@ __device__ void order_groups(const OffsetsParams& p) {
 __global__ void __launch_bounds__(kMaxThreads)
     ordered_offsets_kernel(const __grid_constant__ OffsetsParams p) {
   let_next_begin();
+  for (int i = threadIdx.x; i < p.cleared.count; i += blockDim.x) p.cleared.words[i] = 0;
   compute_offsets(p);
   if (p.sizes.count <= kMaxOrdered) {
     order_groups(p);
@@ -145,14 +147,14 @@ size_t row_map_size(int64_t G) {
 
 namespace {
 
-Status launch_offsets(const GroupSizes& sizes, int tile_rows, bool ordered, const Launch& launch,
-                      RowMap* map) {
+Status launch_offsets(const GroupSizes& sizes, int tile_rows, bool ordered, const Launch& launch, RowMap* map,
+                      Cleared cleared = {}) {
   int64_t* offsets = static_cast<int64_t*>(launch.workspace);
   int64_t* row_tiles = offsets + sizes.count + 1;
   int32_t* order = ordered ? reinterpret_cast<int32_t*>(row_tiles + sizes.count + 1) : nullptr;
   *map = RowMap{offsets, row_tiles, order, sizes.count};
   const int64_t threads = sizes.count >= kMaxThreads ? kMaxThreads : (sizes.count + 31) / 32 * 32;
-  const OffsetsParams params = {sizes, tile_rows, offsets, row_tiles, order};
+  const OffsetsParams params = {sizes, tile_rows, offsets, row_tiles, order, cleared};
   return launch_kernel(ordered ? ordered_offsets_kernel : offsets_kernel, 1,
                        dim3(threads == 0 ? 32 : static_cast<unsigned int>(threads)), 0, launch, params);
 }
@@ -163,8 +165,9 @@ Status make_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch
   return launch_offsets(sizes, tile_rows, false, launch, map);
 }
 
-Status make_ordered_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map) {
-  return launch_offsets(sizes, tile_rows, true, launch, map);
+Status make_ordered_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, Cleared cleared,
+                            RowMap* map) {
+  return launch_offsets(sizes, tile_rows, true, launch, map, cleared);
 }
 
 Status check_sizes(const GroupSizes& sizes, const Launch& launch) {

@@ -20,8 +20,15 @@ size_t row_map_size(int64_t G);
 // Writes the map to launch.workspace, with row tiles of `tile_rows` rows that never span two groups.
 Status make_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map);
 
+// Words of the workspace behind the map that are to be zero, which saves a kernel that would clear them.
+struct Cleared {
+  uint32_t* words = nullptr;
+  int32_t count = 0;
+};
+
 // As make_row_map(), with map->order.
-Status make_ordered_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map);
+Status make_ordered_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, Cleared cleared,
+                            RowMap* map);
 
 // GROUPED_CHECK=1 alone: waits for the stream, reads the sizes and checks them on the host.
 Status check_sizes(const GroupSizes& sizes, const Launch& launch);

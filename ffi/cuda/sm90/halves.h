@@ -35,6 +35,12 @@ inline PieceCounters* counters_behind_map(const Launch& launch, int64_t G) {
   return reinterpret_cast<PieceCounters*>(static_cast<char*>(launch.workspace) + counters_offset(G));
 }
 
+// The words of `counters`, which may be null, to be set to zero: all clusters are of one half then.
+inline Cleared cleared_counters(PieceCounters* counters) {
+  if (counters == nullptr) return {};
+  return {reinterpret_cast<uint32_t*>(counters), sizeof(PieceCounters) / sizeof(uint32_t)};
+}
+
 // The first group of an ordered map, in so many pieces. If it has half of the rows, and more pieces than one
 // half of the clusters takes at once, the rest of them must not wait until the other half has come to it from
 // the end.

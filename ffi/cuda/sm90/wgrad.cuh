@@ -213,7 +213,12 @@ Status launch_wgrad(const WgradTensors<T>& params, int64_t tiles, const Launch& 
 template <typename T, bool kAdds, typename Shape>
 Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launch) {
   RowMap map;
-  const Status mapped = make_ordered_row_map(p.sizes, kTileRows, launch, &map);
+  PieceCounters* counters = config.on_demand ? counters_behind_map(launch, p.G) : nullptr;
+  // Where all clusters ask for the same pieces ahead, counters that are zero do, without a kernel to prepare
+  // them.
+  const bool needs_halves = config.on_demand && (!config.asks_ahead || config.from_both_ends);
+  const Cleared cleared = needs_halves ? Cleared() : cleared_counters(counters);
+  const Status mapped = make_ordered_row_map(p.sizes, kTileRows, launch, cleared, &map);
   if (!mapped.ok()) return mapped;
   WgradTensors<T> params;
   params.wgrad = wgrad_params<T>(p, map);
@@ -234,13 +239,12 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   const int64_t per_group =
       saturating_product(ceil_div(rows, kTileRows), ceil_div(columns, Shape::kMaxWidth));
   const int64_t tiles = saturating_product(ceil_div(per_group, 2) * 2, p.G);
-  params.order = {config.asks_ahead, config.band_rows, nullptr};
-  if (config.on_demand) {
-    params.order.counters = counters_behind_map(launch, p.G);
+  params.order = {config.asks_ahead, config.band_rows, counters};
+  if (needs_halves) {
     const HandingOut handing_out = {num_clusters(tiles, kClusterBlocks, launch.device),
                                     config.from_both_ends,
                                     {map, ceil_div(per_group, 2)}};
-    const Status prepared = prepare_counters(handing_out, launch, Begin::kBeside, params.order.counters);
+    const Status prepared = prepare_counters(handing_out, launch, Begin::kBeside, counters);
     if (!prepared.ok()) return prepared;
   }
   return launch_wgrad<T, kAdds, Shape>(params, tiles, launch);

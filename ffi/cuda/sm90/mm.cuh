@@ -42,7 +42,7 @@ class FeatureLoader {
  public:
   __device__ __forceinline__ FeatureLoader(const MmTensors<T>& p, const Tile& tile)
       : p_(p), group_(tile.group), feature_(tile.row), is_shared_(tile.shares_left()) {}
-  __device__ __forceinline__ uint32_t bytes() const { return kTileRows * kLineBytes; }
+  __device__ __forceinline__ uint32_t bytes(int) const { return kTileRows * kLineBytes; }
 
   template <typename EachStage>
   __device__ __forceinline__ void load(const EachStage& each_stage) const {
@@ -93,7 +93,7 @@ class RowLoader {
       }
     }
   }
-  __device__ __forceinline__ uint32_t bytes() const { return bytes_; }
+  __device__ __forceinline__ uint32_t bytes(int) const { return bytes_; }
 
   template <typename EachStage>
   __device__ __forceinline__ void load(const EachStage& each_stage) const {

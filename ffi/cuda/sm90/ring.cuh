@@ -63,9 +63,9 @@ class TileQueue {
 };
 
 // One operand of all tiles, by one lane. `Loader` is made of the work's parameters and a tile: bytes() of a
-// stage; load(each_stage) calls each_stage(copy) once, and copy(to, filled, block) fills the stage of a
-// block, so that what a tile decides is decided once. Behind the operands come the stages of what the result
-// held before: load_old() fills one, or only arrives where the other operand's loader does it.
+// block's stage; load(each_stage) calls each_stage(copy) once, and copy(to, filled, block) fills the stage of
+// a block, so that what a tile decides is decided once. Behind the operands come the stages of what the
+// result held before: load_old() fills one, or only arrives where the other operand's loader does it.
 template <typename Loader, typename Work>
 __device__ __forceinline__ void produce(const Work& work, uint32_t first_stage,
                                         Shared<typename Work::Shape> shared,
@@ -77,13 +77,12 @@ __device__ __forceinline__ void produce(const Work& work, uint32_t first_stage,
     queue.advance();
     if (tile.is_end()) return;
     Loader loader(work.params(), tile);
-    const uint32_t bytes = loader.bytes();
     loader.load([&](const auto& copy) {
 #pragma unroll 1
       for (int block = 0; block < tile.num_blocks; ++block) {
         barrier_wait(shared.emptied(ring.at), ring.parity ^ 1);
         const uint32_t filled = shared.filled(ring.at);
-        barrier_expect(filled, bytes);
+        barrier_expect(filled, loader.bytes(block));
         copy(first_stage + ring.at * shared.kStageBytes, filled, block);
         ring.advance();
       }

@@ -16,7 +16,8 @@
 namespace grouped::cuda::sm90 {
 
 // The tile's columns of an operand, in panels of [64 rows][64 columns]. Of a shared one each block fetches
-// half of the panels for both, and half of the one in the middle.
+// half of the panels for both, and half of the one in the middle. Of the last block, if it has no more than
+// 32 rows, only those.
 class PanelLoader {
  public:
   __device__ __forceinline__ PanelLoader(const PanelMaps& maps, int column, int width, const Tile& tile,
@@ -24,6 +25,8 @@ class PanelLoader {
       : maps_(maps), column_(column), token_(tile.first_token), is_shared_(is_shared) {
     int panels = tile.is_idle() ? 0 : (width + 63) / 64;
     bytes_ = panels * kPanelBytes;
+    const int cut = tile.num_tokens % kReduceTile;
+    short_block_ = cut > 0 && cut <= kReduceTile / 2 ? tile.num_blocks - 1 : -1;
     if (is_shared) {
       const int rank = static_cast<int>(cluster_rank());
       has_half_ = panels % 2 != 0;
@@ -38,7 +41,9 @@ class PanelLoader {
     pairs_ = maps.has_two ? panels / 2 : 0;
     singles_ = panels - pairs_ * 2;
   }
-  __device__ __forceinline__ uint32_t bytes() const { return bytes_; }
+  __device__ __forceinline__ uint32_t bytes(int block) const {
+    return block == short_block_ ? bytes_ / 2 : bytes_;
+  }
 
   template <typename EachStage>
   __device__ __forceinline__ void load(const EachStage& each_stage) const {
@@ -47,7 +52,7 @@ class PanelLoader {
         load_panels(to, block, [&](uint32_t at, const CUtensorMap& map, auto... coordinates) {
           load_box_to_both(at, map, filled, coordinates...);
         });
-        if (has_half_)
+        if (has_half_ && !(block == short_block_ && half_row_ != 0))
           load_box_to_both(to + half_offset_, maps_.half, filled, half_column_, row(block) + half_row_);
       });
     } else {
@@ -66,6 +71,15 @@ class PanelLoader {
   __device__ __forceinline__ void load_panels(uint32_t to, int block, const Copy& copy) const {
     uint32_t at = to + offset_;
     int32_t column = column_;
+    if (block == short_block_) {
+#pragma unroll 1
+      for (int i = 0; i < pairs_ * 2 + singles_; ++i) {
+        copy(at, maps_.half, column, row(block));
+        at += kPanelBytes;
+        column += 64;
+      }
+      return;
+    }
 #pragma unroll 1
     for (int i = 0; i < pairs_; ++i) {
       copy(at, maps_.two, 0, row(block), column / 64);
@@ -86,6 +100,7 @@ class PanelLoader {
   int pairs_, singles_;  // whole panels, two or one in a copy
   uint32_t bytes_, offset_ = 0, half_offset_ = 0;
   int32_t half_column_ = 0, half_row_ = 0;
+  int short_block_;
 };
 
 template <typename T, typename Shape>

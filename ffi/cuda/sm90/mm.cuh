@@ -149,6 +149,9 @@ class MmWork {
   using Params = MmTensors<T>;
   static constexpr Major kLeft = kWeight, kRight = Major::kReduction;
   static constexpr bool kCutsReduction = false, kOldThroughRing = false;
+  // Finer than what is fetched: rows past the group's end cost time, and power.
+  static constexpr int kMultiplyStep = kWidthStep / 2;
+  __device__ __forceinline__ static int columns_to_multiply(const Tile& tile) { return tile.num_tokens; }
 
   __device__ __forceinline__ explicit MmWork(const Params& p) : p_(p) {}
 

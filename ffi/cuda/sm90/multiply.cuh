@@ -133,16 +133,17 @@ __device__ __forceinline__ void multiply(const Tile& tile, int index, Shared<typ
   if (tile.num_blocks > 0) ring.release(last);
 }
 
-template <typename Work, int kWidth = kWidthStep>
+// In the narrowest width that has all the columns that count.
+template <typename Work, int kWidth = Work::kMultiplyStep>
 __device__ __forceinline__ void multiply_any(const Tile& tile, int index, Shared<typename Work::Shape> shared,
                                              RingReader<typename Work::Shape>& ring,
                                              Cleaner<typename Work::Shape>& cleaner,
                                              Accumulators<typename Work::Shape>& acc) {
   constexpr int kMaxWidth = Work::Shape::kMaxWidth;
-  if (tile.width <= kWidth || kWidth == kMaxWidth) {
+  if (Work::columns_to_multiply(tile) <= kWidth || kWidth == kMaxWidth) {
     multiply<Work, kWidth>(tile, index, shared, ring, cleaner, acc);
   } else if constexpr (kWidth < kMaxWidth) {
-    multiply_any<Work, kWidth + kWidthStep>(tile, index, shared, ring, cleaner, acc);
+    multiply_any<Work, kWidth + Work::kMultiplyStep>(tile, index, shared, ring, cleaner, acc);
   }
 }
 

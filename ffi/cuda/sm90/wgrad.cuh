@@ -151,6 +151,8 @@ class WgradWork {
   static constexpr Major kLeft = Major::kOuter, kRight = Major::kOuter;
   static constexpr bool kCutsReduction = true;
   static constexpr bool kOldThroughRing = kAdds && Shape::kOldThroughRing;
+  static constexpr int kMultiplyStep = kWidthStep;
+  __device__ __forceinline__ static int columns_to_multiply(const Tile& tile) { return tile.width; }
 
   __device__ __forceinline__ explicit WgradWork(const Params& p) : p_(p) {}
 

@@ -54,7 +54,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
 
   TileQueue<Shape> queue(shared, memory);
   if (warp < 4) {
-    give_registers<kProducerRegisters>();
+    give_registers<kProducerRegisters<Shape>>();
     if (warp >= 2) wait_for_previous();  // all else follows from what the scheduler tells
     if (warp == 0) {
       if (elect_lane()) produce<typename Work::LeftLoader>(work, shared.left(0), shared, queue);
@@ -69,7 +69,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       __syncwarp();
     }
   } else {
-    take_registers<kMultiplierRegisters>();
+    take_registers<kMultiplierRegisters<Shape>>();
     const int index = warp / 4 - 1;
     RingReader<Shape> ring(shared, index);
     Staging<Shape> staging(shared, index);

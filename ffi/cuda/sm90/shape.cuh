@@ -15,10 +15,6 @@ inline constexpr int kReduceTile = 64;
 inline constexpr int kThreads = 384;
 inline constexpr int kMultipliers = 2;  // warpgroups
 inline constexpr int kClusterBlocks = 2;
-inline constexpr int kProducerRegisters = 40;
-inline constexpr int kMultiplierRegisters = 232;
-static_assert(kProducerRegisters + kMultipliers * kMultiplierRegisters <= 65536 / kThreads / 8 * 8 * 3,
-              "the three warpgroups share what the block was launched with: more would wait for ever");
 
 // One tile of the result, as the scheduler tells it to the others.
 struct Tile {
@@ -43,6 +39,15 @@ struct Tile {
 static_assert(sizeof(Tile) == 32, "two 16-byte words");
 
 inline __device__ Tile end_tile() { return {0, 0, 0, 0, 0, 0, 0, Tile::kIsEnd}; }
+
+// Registers of a thread: those that multiply need them for accumulators, which are fewer where tiles are
+// shared, and the scheduling warp has the rest. The three warpgroups share what the block was launched with;
+// who asks for more waits for ever.
+template <typename Shape>
+inline constexpr int kMultiplierRegisters = Shape::kHalves == 2 ? 232 : 224;
+template <typename Shape>
+inline constexpr int kProducerRegisters =
+    65536 / kThreads / 8 * 8 * 3 - kMultipliers * kMultiplierRegisters<Shape>;
 
 // The multipliers take turns, a tile each: while one multiplies, the other writes its result.
 struct TakeTurns {

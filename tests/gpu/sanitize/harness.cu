@@ -119,6 +119,11 @@ std::vector<Groups> group_cases(bool quick) {
   Groups many{"many groups", {}, 2100, false, false};
   for (int64_t g = 0; g < 2500; ++g) many.values.push_back(g % 7 == 3 ? 4 : g % 5 == 0 ? 1 : 0);
   cases.push_back(many);
+  // Every number of steps of 16 rows that a tile of 128 features by up to 256 rows can have, and that a
+  // group's last block of 64 can.
+  Groups steps{"every number of steps", {}, 2200, false, false};
+  for (int64_t g = 0; g < 16; ++g) steps.values.push_back(g * 16 + 1 + g * 5 % 16);
+  cases.push_back(steps);
   return cases;
 }
 

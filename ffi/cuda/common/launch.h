@@ -46,8 +46,8 @@ bool is_capturing(const Launch& launch);
 // Multiprocessors of the device; 1 if it cannot be asked, and then the launch itself will say why.
 int num_multiprocessors(int device);
 
-// Bytes that memory gives each multiprocessor in one of its cycles, by the device's own figures: 13 on an
-// H100, 18 on an H200. 0 if it cannot be asked.
+// Bytes that memory gives each multiprocessor in one of its cycles, by the device's own figures, without
+// fractions: 18 on an H200, 12 on an H100 by its data sheet. 0 if it cannot be asked.
 int memory_bytes_per_cycle(int device);
 
 // major * 10 + minor of the device; 0 if it cannot be asked.

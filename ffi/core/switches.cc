@@ -19,6 +19,7 @@ TestKernels read_test_kernels() {
   if (std::strcmp(value, "turns") == 0) return TestKernels::kTurns;
   if (std::strcmp(value, "buffers") == 0) return TestKernels::kBuffers;
   if (std::strcmp(value, "share") == 0) return TestKernels::kShare;
+  if (std::strcmp(value, "lines") == 0) return TestKernels::kLines;
   return TestKernels::kAny;
 }
 

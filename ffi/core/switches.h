@@ -9,7 +9,7 @@ bool log_switch();    // GROUPED_LOG=1: the choice made, once per shape, to stde
 
 // GROUPED_TEST_KERNELS, for tests alone: kernels that must run where they can, whatever would be chosen. The
 // portable ones are another family: their bits may differ. The Hopper configurations agree in every bit.
-enum class TestKernels { kAny, kPortable, kTurns, kBuffers, kShare };
+enum class TestKernels { kAny, kPortable, kTurns, kBuffers, kShare, kLines };
 TestKernels test_kernels();
 
 }  // namespace grouped

@@ -30,6 +30,7 @@ DEMAND = ", on demand"
 AHEAD = " ahead"
 ENDS = " ahead from both ends"
 BUFFERS = ", large buffers"
+LINES = ", lines sent whole"
 # Bytes of memory for each cycle of a multiprocessor, without fractions: 12.8 by the data sheet, 18.4 by the device.
 H100, H200 = 12, 18
 
@@ -82,7 +83,12 @@ FAST = {
     ("wgrad", 32768, 7168, 4096, 8): TURNS + DEMAND + bands(8),  # many rows a group
     ("wgrad", 384 * 128, 2048, 1536, 128): TURNS + DEMAND + AHEAD + bands(4),
     ("wgrad", 384 * 128 - 1, 2048, 1536, 128): TURNS + BUFFERS + DEMAND + AHEAD + bands(4),  # few rows a group
-    ("wgrad", 8192, 2048, 1536, 128): TURNS + BUFFERS + DEMAND + AHEAD + bands(4),
+    ("wgrad", 128 * 128 + 1, 2048, 1536, 128): TURNS + BUFFERS + DEMAND + AHEAD + bands(4),
+    ("wgrad", 128 * 128, 2048, 1536, 128): SHARE + LINES + DEMAND + AHEAD + bands(4),  # still fewer
+    ("wgrad", 128 * 128, 2048, 1504, 128): TURNS + BUFFERS + DEMAND + AHEAD + bands(4),  # N is no multiple of 64,
+    ("wgrad", 128 * 128, 2016, 1536, 128): TURNS + BUFFERS + DEMAND + AHEAD + bands(4),  # nor is K
+    ("wgrad", 16, 256, 256, 1): SHARE + LINES + bands(4),
+    ("wgrad_acc", 8192, 2048, 1536, 128): SHARE + DEMAND + ENDS + bands(4),
     ("wgrad_acc", 32767, 2048, 1536, 128): SHARE + DEMAND + ENDS + bands(4),
     ("wgrad_acc", 32768, 2048, 1536, 128): TURNS + BUFFERS + DEMAND + AHEAD + bands(4),
     ("wgrad_acc", 32768, 7168, 4096, 8): TURNS + BUFFERS + DEMAND + bands(8),

@@ -33,10 +33,11 @@ SANITIZERS = (
     ("racecheck", "turns"),
     ("racecheck", "buffers"),
     ("racecheck", "share"),
+    ("racecheck", "lines"),
     ("synccheck", "turns"),
 )
 # Each configuration of the Hopper kernels in turn, and what serves other shapes and GPUs.
-FORCED = ("turns", "buffers", "share", "portable")
+FORCED = ("turns", "buffers", "share", "lines", "portable")
 MODES = tuple(f"tests/torch/test_works_under_{name}.py" for name in ("compile", "modes", "transforms"))
 CAPTURED = tuple(f"tests/gpu/test_{name}.py" for name in ("capture", "jax_graphs", "torch_graphs", "short_sums"))
 

@@ -61,7 +61,9 @@ cuda::sm90::Config config_of(const WgradProblem& p, int device) {
   cuda::sm90::Config config =
       cuda::sm90::wgrad_config(p.T, p.K, p.N, p.G, p.accumulate, cuda::memory_bytes_per_cycle(device));
   if (test_kernels() == TestKernels::kAny) return config;
-  config.takes_turns = test_kernels() != TestKernels::kShare;
+  config.sends_lines =
+      test_kernels() == TestKernels::kLines && cuda::sm90::can_send_lines(p.K, p.N, p.accumulate);
+  config.takes_turns = test_kernels() == TestKernels::kTurns || test_kernels() == TestKernels::kBuffers;
   config.large_buffers = test_kernels() == TestKernels::kBuffers;
   config.on_demand = true;
   config.asks_ahead = test_kernels() != TestKernels::kTurns;

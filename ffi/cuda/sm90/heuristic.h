@@ -21,6 +21,7 @@ struct Config {
   bool on_demand;  // clusters ask for work, by halves of L2; else they take turns
   // Of wgrad alone.
   bool large_buffers;   // for results, for a stage less; where turns are taken
+  bool sends_lines;     // results leave in whole lines of a tile; where multipliers share
   bool asks_ahead;      // on demand: a piece ahead, and all take the first that is left
   bool from_both_ends;  // asked ahead: but one half from the largest group on, the other from the smallest
   int band_rows;        // rows of tiles that are walked down before one column right
@@ -29,9 +30,10 @@ struct Config {
 inline std::string to_string(const Config& c) {
   return std::string("sm90 ") +
          (c.takes_turns ? "128x192, multipliers take turns" : "128x256, multipliers share") +
-         (c.large_buffers ? ", large buffers" : "") + (c.cuts_evenly ? ", groups cut evenly" : "") +
-         (c.in_order ? ", in order" : "") + (c.on_demand ? ", on demand" : "") +
-         (c.asks_ahead ? " ahead" : "") + (c.from_both_ends ? " from both ends" : "") +
+         (c.large_buffers ? ", large buffers" : "") + (c.sends_lines ? ", lines sent whole" : "") +
+         (c.cuts_evenly ? ", groups cut evenly" : "") + (c.in_order ? ", in order" : "") +
+         (c.on_demand ? ", on demand" : "") + (c.asks_ahead ? " ahead" : "") +
+         (c.from_both_ends ? " from both ends" : "") +
          (c.band_rows > 0 ? ", in bands of " + std::to_string(c.band_rows) : "");
 }
 
@@ -62,6 +64,12 @@ inline bool can_take(const WgradProblem& p, int capability) {
          rows_fit(p.out, 16);
 }
 
+// Whether a weight gradient's rows are whole panels of 64 columns, whichever way it is stored, and not added
+// to what was there.
+inline bool can_send_lines(int64_t K, int64_t N, bool accumulate) {
+  return !accumulate && K % 64 == 0 && N % 64 == 0;
+}
+
 // Of `rows` by a K x N weight. Work on demand needs a kernel in front, which takes 3 to 6 us, so it begins at
 // about 100 us.
 inline bool is_large(int64_t rows, int64_t K, int64_t N) {
@@ -90,10 +98,11 @@ inline Config mm_config(int64_t T, int64_t K, int64_t N, int64_t G, int memory_b
 // Where multipliers take turns, what the result held is fetched while the other one multiplies, 8 KB at a
 // time, which takes as long as the products of about 1000 rows; with large buffers, of 256. With few rows a
 // group the writing of results decides, at the rate of slow memory; fast memory takes more than small buffers
-// give it. There all clusters work on one group; else two halves that begin at both ends read each group
-// through one half of L2, and tiles of large groups, which multiply, run beside tiles of small ones, which
-// write. With thousands of rows a group that would fetch operands more often. Low bands write whole rows of
-// the result at once, which memory likes; high ones read fewer columns.
+// give it, and of fewer still it takes more in whole lines. There all clusters work on one group; else two
+// halves that begin at both ends read each group through one half of L2, and tiles of large groups, which
+// multiply, run beside tiles of small ones, which write. With thousands of rows a group that would fetch
+// operands more often. Low bands write whole rows of the result at once, which memory likes; high ones read
+// fewer columns.
 inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accumulate, int memory_bytes) {
   Config config = {};
   const bool is_fast = is_fast_memory(memory_bytes);
@@ -102,13 +111,14 @@ inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accu
     config.takes_turns = is_fast ? T >= 256 * G : T > 1024 * G;
     config.large_buffers = config.takes_turns && is_fast;
   } else {
-    config.takes_turns = is_fast || T >= 256 * G;
-    config.large_buffers = is_fast && T < 384 * G;
+    config.sends_lines = is_fast && T <= 128 * G && can_send_lines(K, N, accumulate);
+    config.takes_turns = !config.sends_lines && (is_fast || T >= 256 * G);
+    config.large_buffers = config.takes_turns && is_fast && T < 384 * G;
   }
   // Writing an element takes as long as 256 products.
   config.on_demand = is_large(std::max(T, 256 * G), K, N);
   config.asks_ahead = config.on_demand && is_fine;
-  config.from_both_ends = config.asks_ahead && !(is_fast && config.takes_turns);
+  config.from_both_ends = config.asks_ahead && !(is_fast && (config.takes_turns || config.sends_lines));
   config.band_rows = T <= 512 * G ? 4 : is_fine && !accumulate ? 16 : 8;
   return config;
 }

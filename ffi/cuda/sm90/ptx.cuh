@@ -206,6 +206,13 @@ __device__ __forceinline__ void store_box(const CUtensorMap& map, uint32_t share
                "r"(shared), "r"(c0), "r"(c1), "r"(c2)
                : "memory");
 }
+__device__ __forceinline__ void store_box(const CUtensorMap& map, uint32_t shared, int32_t c0, int32_t c1,
+                                          int32_t c2, int32_t c3) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];\n" ::"l"(
+                   reinterpret_cast<uint64_t>(&map)),
+               "r"(shared), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+               : "memory");
+}
 __device__ __forceinline__ void store_commit() { asm volatile("cp.async.bulk.commit_group;\n" ::: "memory"); }
 // Waits until at most `kPending` of this thread's newest groups of stores still read shared memory.
 template <int kPending>

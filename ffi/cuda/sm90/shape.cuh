@@ -62,6 +62,8 @@ struct TakeTurns {
   // Whose turn it is to write has all buffers; else each multiplier has its own.
   static constexpr bool kSharesBuffers = true;
   static constexpr bool kOldThroughRing = false;
+  // A piece has all of the tile's columns; else, as many as fit into one line of shared memory.
+  static constexpr bool kSendsLines = false;
 };
 // The same where results are added to what was there. That arrives in the buffers of the pieces, well before,
 // because in the ring it would keep the other multiplier from its operands; so each has its own buffers.
@@ -94,6 +96,16 @@ struct ShareTiles {
   static constexpr bool kSharesBuffers = false;
   // It arrives in the ring, which has room for more of it on its way than two buffers.
   static constexpr bool kOldThroughRing = true;
+  static constexpr bool kSendsLines = false;
+};
+// The same for weight gradients of so few rows that writing them is nearly all. Memory takes results faster
+// where 256 bytes or more, aligned, come at once, so a piece has 16 rows of 512 bytes; one warp writes and
+// sends it alone. There is room for a whole result, for a stage less.
+struct ShareTilesSendLines : ShareTiles {
+  static constexpr int kStages = 3;
+  static constexpr int kPieceLines = 64;
+  static constexpr int kPieces = 4;  // one for each warp
+  static constexpr bool kSendsLines = true;
 };
 
 // Byte offset of 16-byte unit `unit` of line `line` among lines of 128 swizzled bytes.
@@ -136,7 +148,7 @@ struct Shared {
   static constexpr int kFetches = Shape::kSharesBuffers || Shape::kOldThroughRing ? 0 : Shape::kPieces;
   static constexpr uint32_t kFetched = kPieceFeed + 3 * kFeedSlots * 8;
   static constexpr uint32_t kBytes = kFetched + kMultipliers * kFetches * 8;
-  static_assert(kStages >= 4, "fewer stages do not cover the latency of a copy");
+  static_assert(kStages >= 3, "fewer stages do not cover the latency of a copy");
   static_assert(kBytes <= 227 * 1024, "a block of a Hopper multiprocessor has 227 KB");
 
   uint32_t base;

@@ -47,8 +47,9 @@ void TensorMaps::add(CUtensorMap* map, const void* data, std::initializer_list<i
 }
 
 void TensorMaps::add_panels(CUtensorMap* map, const void* data, std::initializer_list<int64_t> dims,
-                            std::initializer_list<int64_t> strides, std::initializer_list<int> box) {
-  encode(map, data, dims, strides.begin(), box, dtype_, 128);
+                            std::initializer_list<int64_t> strides, std::initializer_list<int> box,
+                            DType dtype) {
+  encode(map, data, dims, strides.begin(), box, dtype, 128);
 }
 
 // `strides`: of the dimensions from the second on.

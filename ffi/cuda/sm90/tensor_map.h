@@ -31,7 +31,11 @@ class TensorMaps {
 
   // Dimensions that do not lie one in the other: `strides` in elements, of all but the first.
   void add_panels(CUtensorMap* map, const void* data, std::initializer_list<int64_t> dims,
-                  std::initializer_list<int64_t> strides, std::initializer_list<int> box);
+                  std::initializer_list<int64_t> strides, std::initializer_list<int> box) {
+    add_panels(map, data, dims, strides, box, dtype_);
+  }
+  void add_panels(CUtensorMap* map, const void* data, std::initializer_list<int64_t> dims,
+                  std::initializer_list<int64_t> strides, std::initializer_list<int> box, DType dtype);
 
   const Status& status() const { return status_; }
 

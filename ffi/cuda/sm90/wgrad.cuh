@@ -11,6 +11,7 @@
 #include "sm90/kernels.h"
 #include "sm90/tensor_map.h"
 #include "sm90/wgrad_ending.cuh"
+#include "sm90/wgrad_lines_ending.cuh"
 #include "sm90/wgrad_schedule.cuh"
 
 namespace grouped::cuda::sm90 {
@@ -191,11 +192,17 @@ class WgradWork {
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
                                          Shared<Shape> shared, Staging<Shape>& staging,
                                          RingReader<Shape>& ring, int old_stage) const {
-    WgradEnding<T, Shape, kWide, kAdds> ending(p_, tile, index, shared, staging, ring, old_stage);
-    if (!kAdds && tile.num_blocks == 0) {
-      ending.run_empty();
+    const auto end = [&](auto ending) {
+      if (!kAdds && tile.num_blocks == 0) {
+        ending.run_empty();
+      } else {
+        ending.run(acc);
+      }
+    };
+    if constexpr (Shape::kSendsLines) {
+      end(WgradLinesEnding<T, Shape, kWide>(p_, tile, index, shared));
     } else {
-      ending.run(acc);
+      end(WgradEnding<T, Shape, kWide, kAdds>(p_, tile, index, shared, staging, ring, old_stage));
     }
   }
 
@@ -249,8 +256,14 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   add_panel_maps(maps, &params.left, params.wgrad.left, rows, p.T);
   add_panel_maps(maps, &params.right, params.wgrad.right, columns, p.T);
   if (p.accumulate) maps.add(&params.old, p.out, {columns, rows, p.G}, {panel_columns, 64, 1}, p.out_dtype);
-  maps.add(&params.out, p.out, {columns, rows, p.G}, {panel_columns * kPieceLineBytes / 128, kPieceRows, 1},
-           p.out_dtype, kPieceLineBytes);
+  if constexpr (Shape::kSendsLines) {
+    maps.add_panels(&params.out, p.out, {panel_columns, rows, columns / panel_columns, p.G},
+                    {columns, panel_columns, columns * rows},
+                    {panel_columns, kLineRows, kLinePanels<Shape>, 1}, p.out_dtype);
+  } else {
+    maps.add(&params.out, p.out, {columns, rows, p.G}, {panel_columns * kPieceLineBytes / 128, kPieceRows, 1},
+             p.out_dtype, kPieceLineBytes);
+  }
   if (!maps.status().ok()) return maps.status();
 
   const int64_t per_group =
@@ -274,6 +287,7 @@ Status wgrad(const WgradProblem& p, const Config& config, const Launch& launch) 
     return config.large_buffers ? wgrad_in<T, true, TakeTurnsAddingLargeBuffers>(p, config, launch)
                                 : wgrad_in<T, true, TakeTurnsAdding>(p, config, launch);
   }
+  if (config.sends_lines) return wgrad_in<T, false, ShareTilesSendLines>(p, config, launch);
   if (!config.takes_turns) return wgrad_in<T, false, ShareTiles>(p, config, launch);
   return config.large_buffers ? wgrad_in<T, false, TakeTurnsLargeBuffers>(p, config, launch)
                               : wgrad_in<T, false, TakeTurns>(p, config, launch);

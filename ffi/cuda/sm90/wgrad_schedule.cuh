@@ -40,12 +40,13 @@ class GroupWindow {
   int32_t group_ = 0, first_token_ = 0, num_tokens_ = 0;
 };
 
-// Columns in tiles, whose first columns are those of panels of 64; the last is no wider than it need be.
+// Columns in tiles, whose first columns are those of panels of 64, or of lines; the last is no wider than it
+// need be.
 template <typename Shape>
 class ColumnCut {
  public:
   __device__ __forceinline__ explicit ColumnCut(int64_t columns)
-      : columns_(static_cast<int32_t>(columns)), cut_(columns_, true) {}
+      : columns_(static_cast<int32_t>(columns)), cut_(columns_, !Shape::kSendsLines) {}
   __device__ __forceinline__ int32_t tiles() const { return cut_.tiles; }
   __device__ __forceinline__ int32_t first_of(int32_t tile) const { return cut_.first_of(tile); }
   __device__ __forceinline__ int32_t width_of(int32_t tile) const {

@@ -22,6 +22,7 @@ struct Config {
   // Of wgrad alone.
   bool large_buffers;   // for results, for a stage less; where turns are taken
   bool asks_ahead;      // on demand: a piece ahead, and all take the first that is left
+  bool alternates;      // asked ahead: the largest group, the smallest, the next largest
   bool from_both_ends;  // asked ahead: but one half from the largest group on, the other from the smallest
   int band_rows;        // rows of tiles that are walked down before one column right
 };
@@ -31,7 +32,7 @@ inline std::string to_string(const Config& c) {
          (c.takes_turns ? "128x192, multipliers take turns" : "128x256, multipliers share") +
          (c.large_buffers ? ", large buffers" : "") + (c.cuts_evenly ? ", groups cut evenly" : "") +
          (c.in_order ? ", in order" : "") + (c.on_demand ? ", on demand" : "") +
-         (c.asks_ahead ? " ahead" : "") + (c.from_both_ends ? " from both ends" : "") +
+         (c.asks_ahead ? " ahead" : "") + (c.alternates ? " alternating" : "") + (c.from_both_ends ? " from both ends" : "") +
          (c.band_rows > 0 ? ", in bands of " + std::to_string(c.band_rows) : "");
 }
 
@@ -109,6 +110,7 @@ inline Config wgrad_config(int64_t T, int64_t K, int64_t N, int64_t G, bool accu
   config.on_demand = is_large(std::max(T, 256 * G), K, N);
   config.asks_ahead = config.on_demand && is_fine;
   config.from_both_ends = config.asks_ahead && !(is_fast && config.takes_turns);
+  config.alternates = config.asks_ahead && !config.from_both_ends;
   config.band_rows = T <= 512 * G ? 4 : is_fine && !accumulate ? 16 : 8;
   return config;
 }

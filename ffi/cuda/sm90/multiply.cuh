@@ -6,18 +6,22 @@
 
 namespace grouped::cuda::sm90 {
 
-// Cleans the last stage of a ragged reduction: its lines from `cut` on hold rows of the next group, or of the
-// tail. Zeros instead, in both operands, because 0 * NaN is NaN. For operands in panels of 64 lines. Where
-// the multipliers share the tile each cleans its own panel of the left operand, the first one the right
-// operand too.
+inline constexpr int kStepRows = 16;  // of the reduction, in one wgmma
+inline constexpr int kSteps = kReduceTile / kStepRows;
+
+// Cleans the last step of a ragged reduction: its lines `cut` up to `end` of the stage hold rows of the next
+// group, or of the tail. Zeros instead, in both operands, because 0 * NaN is NaN. For operands in panels of 64
+// lines. Where the multipliers share the tile each cleans its own panel of the left operand, the first one the
+// right operand too.
 template <typename Shape>
 class Cleaner {
  public:
   __device__ __forceinline__ Cleaner(Shared<Shape> shared, int index) : shared_(shared), index_(index) {}
 
-  __device__ __forceinline__ void zero_past(int cut, const Tile& tile, int stage) {
+  __device__ __forceinline__ void zero(int cut, int end, const Tile& tile, int stage) {
     const int right_panels = (tile.width + 63) / 64;
-    for (uint32_t at = cut * kLineBytes + threadIdx.x % 128 * 16; at < kPanelBytes; at += 128 * 16) {
+    const uint32_t end_at = end * kLineBytes;
+    for (uint32_t at = cut * kLineBytes + threadIdx.x % 128 * 16; at < end_at; at += 128 * 16) {
       if constexpr (Shape::kHalves == 2) {
         zero_shared_16(shared_.left(stage) + at);
         zero_shared_16(shared_.left(stage) + kPanelBytes + at);
@@ -65,22 +69,25 @@ __device__ __forceinline__ void multiply(const Tile& tile, int index, Shared<typ
   // only at the end of this block, since a warp waits with issuing a wgmma until the one before is nearly
   // done. The first wgmmas must last for the release and for a look at the next stage.
   constexpr int kFirstSteps = kWidth * kHalves >= 256 ? 1 : 2;
+  const auto operands = [&](int stage, uint64_t* left, uint64_t* right) {
+    *left = descriptor<Work::kLeft>(shared.left(stage)) + (kHalves == 2 ? 0 : index * kHalf);
+    *right = descriptor<Work::kRight>(shared.right(stage));
+  };
+  // Rows in the last block, if it is not a whole one. Their steps have a loop of their own: a branch around
+  // wgmmas makes the compiler wait for each.
+  const int cut = Work::kCutsReduction ? tile.num_tokens % kReduceTile : 0;
+  const int whole_blocks = tile.num_blocks - (cut != 0 ? 1 : 0);
+  uint64_t left, right;
   int last = 0;            // the stage of the block before
   bool is_filled = false;  // the next stage, as far as is known
-  for (int block = 0; block < tile.num_blocks; ++block) {
+  for (int block = 0; block < whole_blocks; ++block) {
     const int stage = ring.next(is_filled);
-    const bool is_last = block == tile.num_blocks - 1;
-    if (kHalves == 2 && is_last) ring.end_turn();
-    if constexpr (Work::kCutsReduction) {
-      const int cut = tile.num_tokens % kReduceTile;
-      if (is_last && cut != 0) cleaner.zero_past(cut, tile, stage);
-    }
-    const uint64_t left = descriptor<Work::kLeft>(shared.left(stage)) + (kHalves == 2 ? 0 : index * kHalf);
-    const uint64_t right = descriptor<Work::kRight>(shared.right(stage));
+    if (kHalves == 2 && block == tile.num_blocks - 1) ring.end_turn();
+    operands(stage, &left, &right);
     pin_all();
     wgmma_fence();
 #pragma unroll
-    for (int step = 0; step < kReduceTile / 16; ++step) {
+    for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) {
         Instruction::run(acc[half], left + half * kHalf + step * kLeftStep, right + step * kRightStep,
@@ -96,6 +103,30 @@ __device__ __forceinline__ void multiply(const Tile& tile, int index, Shared<typ
     wgmma_commit();
     pin_all();
     last = stage;
+  }
+  if constexpr (Work::kCutsReduction) {
+    if (cut != 0) {
+      const int stage = ring.next(is_filled);
+      if (kHalves == 2) ring.end_turn();
+      const int steps = (cut + kStepRows - 1) / kStepRows;
+      if (cut % kStepRows != 0) cleaner.zero(cut, steps * kStepRows, tile, stage);
+      operands(stage, &left, &right);
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        pin_all();
+        wgmma_fence();
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half)
+          Instruction::run(acc[half], left + half * kHalf, right, whole_blocks + step != 0);
+        wgmma_commit();
+        pin_all();
+        wgmma_wait<1>();
+        if (step == 0 && whole_blocks != 0) ring.release(last);
+        left += kLeftStep;
+        right += kRightStep;
+      }
+      last = stage;
+    }
   }
   wgmma_wait<0>();
   pin_all();

@@ -234,7 +234,7 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   const int64_t per_group =
       saturating_product(ceil_div(rows, kTileRows), ceil_div(columns, Shape::kMaxWidth));
   const int64_t tiles = saturating_product(ceil_div(per_group, 2) * 2, p.G);
-  params.order = {config.asks_ahead, config.band_rows, nullptr};
+  params.order = {config.asks_ahead, config.alternates, config.band_rows, nullptr};
   if (config.on_demand) {
     params.order.counters = counters_behind_map(launch, p.G);
     const HandingOut handing_out = {num_clusters(tiles, kClusterBlocks, launch.device),

@@ -8,6 +8,11 @@
 
 namespace grouped::cuda::sm90 {
 
+// The group at a place of an order, largest group first, if a large one and a small one are to alternate.
+GROUPED_HD int32_t alternating(int32_t place, int32_t count) {
+  return place % 2 == 0 ? place / 2 : count - 1 - place / 2;
+}
+
 // A result is walked band by band, in each down `band_rows` tiles before one column right: tiles that run
 // together then share operands in L2. In 32 bits, because a tile of few rows does not last longer than a
 // dozen divisions of 64; a result of 2^31 tiles fits in no memory.

@@ -15,7 +15,8 @@ namespace grouped::cuda::sm90 {
 // says, for each piece would take as long as a tile of few rows.
 class GroupWindow {
  public:
-  __device__ __forceinline__ explicit GroupWindow(const RowMap& map) : map_(map) {}
+  __device__ __forceinline__ GroupWindow(const RowMap& map, bool alternates)
+      : map_(map), alternates_(alternates) {}
 
   // By all lanes, with the same argument.
   __device__ __forceinline__ void find(int32_t place, int32_t* group, int32_t* first_token,
@@ -24,7 +25,7 @@ class GroupWindow {
       window_ = place / 32;
       const int32_t mine = window_ * 32 + static_cast<int32_t>(threadIdx.x % 32);
       if (mine < map_.G) {
-        group_ = map_.order[mine];
+        group_ = map_.order[alternates_ ? alternating(mine, static_cast<int32_t>(map_.G)) : mine];
         first_token_ = static_cast<int32_t>(map_.offsets[group_]);
         num_tokens_ = static_cast<int32_t>(map_.offsets[group_ + 1]) - first_token_;
       }
@@ -36,6 +37,7 @@ class GroupWindow {
 
  private:
   const RowMap& map_;
+  const bool alternates_;
   int32_t window_ = -1;
   int32_t group_ = 0, first_token_ = 0, num_tokens_ = 0;
 };
@@ -61,6 +63,7 @@ class ColumnCut {
 // Who takes which piece; see Config (heuristic.h).
 struct WgradOrder {
   bool asks_ahead;  // needs counters
+  bool alternates;  // a large group, a small one, the next large one
   int32_t band_rows;
   PieceCounters* counters;  // null: clusters take turns
 };
@@ -120,7 +123,7 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
   const int32_t tiles = rows * cut.tiles();
   const int32_t per_group = wgrad_pieces_of_group<Shape>(out_rows, out_columns);
   const int32_t pieces = static_cast<int32_t>(map.G) * per_group;
-  GroupWindow groups(map);
+  GroupWindow groups(map, order.alternates);
   BandWalk walk(rows, cut.tiles(), order.band_rows);
   WgradFeed<Shape> feed(order, pieces, shared);
   const auto next = [&] {

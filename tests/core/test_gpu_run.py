@@ -35,3 +35,19 @@ def test_a_run_with_another_digest_or_none_fails(run: ModuleType, verdict: list[
 
 def test_without_any_digest_all_fail(run: ModuleType) -> None:
     assert run.same_bits({"any": ended(), "turns": ended()})["failed"] == 2
+
+
+def test_forced_kernels_that_no_log_names_fail(run: ModuleType) -> None:
+    logs = {
+        name: f"grouped: grouped_wgrad [G,N,K] K=64 N=64 G=2: sm90 {words}, on demand"
+        for name, words in run.FORCED.items()
+    }
+    assert run.forced_kernels(logs)["failed"] == 0
+    found = run.forced_kernels({**logs, "lines": logs["share"]})
+    assert (found["failed"], found["verdict"]) == (1, ["never taken: lines"])
+
+
+def test_the_logs_words_are_those_of_the_choice(run: ModuleType) -> None:
+    cuda = Path(__file__).parents[2] / "ffi" / "cuda"
+    sources = (cuda / "sm90" / "heuristic.h").read_text() + (cuda / "portable" / "backend.cu").read_text()
+    assert [words for words in run.FORCED.values() if words.removeprefix(": ") not in sources] == []

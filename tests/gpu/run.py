@@ -37,7 +37,14 @@ SANITIZERS = (
     ("synccheck", "turns"),
 )
 # Each configuration of the Hopper kernels in turn, and what serves other shapes and GPUs.
-FORCED = ("turns", "buffers", "share", "lines", "portable")
+# With what GROUPED_LOG=1 says of it.
+FORCED = {
+    "turns": "multipliers take turns",
+    "buffers": "large buffers",
+    "share": "multipliers share",
+    "lines": "lines sent whole",
+    "portable": ": portable",
+}
 MODES = tuple(f"tests/torch/test_works_under_{name}.py" for name in ("compile", "modes", "transforms"))
 CAPTURED = tuple(f"tests/gpu/test_{name}.py" for name in ("capture", "jax_graphs", "torch_graphs", "short_sums"))
 
@@ -89,6 +96,10 @@ def run_pytest(paths: tuple[str, ...] = ("tests/gpu",), **switches: str) -> dict
     return {"passed": passed, "failed": failed, "skips": skips, "exit_code": code}
 
 
+def executable_log(tool: str | None, kernels: str) -> Path:
+    return LOGS / f"sanitize-{tool or 'plain'}{kernels and '-'}{kernels}.log"
+
+
 def run_executable(tool: str | None, kernels: str = "") -> dict:
     """The C++ executable, alone or under one of compute-sanitizer's tools. `kernels`: for GROUPED_TEST_KERNELS."""
     command = [str(package.FOLDER / package.EXECUTABLE)]
@@ -96,10 +107,10 @@ def run_executable(tool: str | None, kernels: str = "") -> dict:
         if shutil.which("compute-sanitizer") is None:
             return {"passed": 0, "failed": 0, "skips": ["compute-sanitizer is not on PATH"], "exit_code": 0}
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *command, "--quick"]
-    environment = {**os.environ, "GROUPED_TEST_KERNELS": kernels}
+    environment = {**os.environ, "GROUPED_TEST_KERNELS": kernels, "GROUPED_LOG": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     text = result.stdout + result.stderr
-    (LOGS / f"sanitize-{tool or 'plain'}{kernels and '-'}{kernels}.log").write_text(text)
+    executable_log(tool, kernels).write_text(text)
     counts = re.findall(r"^(\d+) passed, (\d+) failed", text, re.MULTILINE)
     passed, failed = (int(n) for n in counts[-1]) if counts else (0, 1)
     verdict = re.findall(r"ERROR SUMMARY: .*|RACECHECK SUMMARY: .*|digest of all results: .*", text)
@@ -114,6 +125,19 @@ def same_bits(executables: dict[str, dict]) -> dict:
     passed = len(digests) - len(differing)
     verdict = [f"other bits: {name}" for name in differing]
     return {"passed": passed, "failed": len(differing), "skips": [], "exit_code": 0, "verdict": verdict}
+
+
+def forced_kernels(logs: dict[str, str]) -> dict:
+    """Whether the kernels that runs were to take, by name, are in their logs: a switch without effect fails nothing."""
+    absent = [kernels for kernels, log in logs.items() if FORCED[kernels] not in log]
+    verdict = [f"never taken: {kernels}" for kernels in absent]
+    return {
+        "passed": len(logs) - len(absent),
+        "failed": len(absent),
+        "skips": [],
+        "exit_code": 0,
+        "verdict": verdict,
+    }
 
 
 def machine() -> dict:
@@ -164,11 +188,15 @@ def main() -> int:
     # The portable kernels are another family.
     hopper = {name: suites[name] for name, tool, kernels in executables if tool is None and kernels != "portable"}
     suites["same bits"], seconds["same bits"] = same_bits(hopper), 0.0
+    about = machine()
+    if about["compute_capability"] == "9.0":
+        logs = {kernels: executable_log(None, kernels).read_text() for kernels in FORCED}
+        suites["forced kernels"], seconds["forced kernels"] = forced_kernels(logs), 0.0
     ok = all(s["exit_code"] == 0 and s["failed"] == 0 for s in suites.values())
     record = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "source_hash": source_hash(),
-        **machine(),
+        **about,
         "passed": ok,
         "suites": suites,
         "seconds": seconds,

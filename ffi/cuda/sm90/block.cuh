@@ -113,7 +113,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       work.finish(tile, index, acc, shared, staging, ring, old_stage);
     }
     staging.end_turn();
-    if (threadIdx.x % 32 == 0) store_wait();
+    if (threadIdx.x % 32 == 0) store_wait();  // each warp's first lane may have sent some
     __syncwarp();
   }
   cluster_sync();  // nothing may still copy into, or arrive at, a block that has gone

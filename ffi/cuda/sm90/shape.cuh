@@ -20,7 +20,7 @@ inline constexpr int kClusterBlocks = 2;
 struct Tile {
   // Where it begins. Of mm: the first feature, and 0; of wgrad: row and column of the result.
   int32_t row, column;
-  int32_t width;  // columns to multiply: a multiple of kWidthStep
+  int32_t width;  // columns that are fetched: a multiple of kWidthStep; see Work::columns_to_multiply()
   int32_t group;
   int32_t first_token, num_tokens;  // rows of the inputs: those of the tile, or those reduced over
   int32_t num_blocks;               // of kReduceTile

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "portable/wgrad.cuh"
+#include "sm90/fragments.cuh"
 #include "sm90/pack.cuh"
 #include "sm90/wgrad_schedule.cuh"
 
@@ -206,21 +207,9 @@ class WgradEnding {
       if constexpr (kAdds) return sum(held(panel, piece, j, upper), v);
       return v;
     };
-    if constexpr (kWide) {
-#pragma unroll
-      for (int j = 0; j < kBlocks; ++j) {
-#pragma unroll
-        for (int upper = 0; upper < 2; ++upper) store_shared_8(at_wide(buffer, j, upper), result(j, upper));
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < kBlocks; j += 2) {
-        uint32_t m[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) m[i] = packed<T>(result(j + i / 2, i % 2));
-        stmatrix_x4(at_narrow(buffer, j), m[0], m[1], m[2], m[3]);
-      }
-    }
+    const int first_row = threadIdx.x % 128 / 32 * 16;
+    write_fragments<T, kWide, kBlocks>(
+        result, [&](int row, int unit) { return buffer + piece_offset(first_row + row, unit); });
   }
 
   __device__ __forceinline__ void write(const Accumulators<Shape>& acc, int piece, int half, int in_stage) {

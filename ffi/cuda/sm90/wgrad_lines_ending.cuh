@@ -61,27 +61,12 @@ class WgradLinesEnding {
     return buffer_ + unit / 8 * (kLineRows * kLineBytes) + line_offset(row, unit % 8);
   }
 
-  // This thread has two neighbouring columns of each block of 8, in rows lane() / 4 and 8 below.
   __device__ __forceinline__ void write(const float (&acc)[Shape::kMaxWidth / 2], int piece) const {
     const auto value = [&](int block, int lower) -> float2 {
       const int first = (piece * kBlocks + block) * 4 + lower * 2;
       return {acc[first], acc[first + 1]};
     };
-    if constexpr (kWide) {
-#pragma unroll
-      for (int i = 0; i < kBlocks * 2; ++i) {
-        store_shared_8(at(lane() / 4 + i % 2 * 8, i / 2 * 2 + lane() % 4 / 2) + lane() % 2 * 8,
-                       value(i / 2, i % 2));
-      }
-    } else {
-#pragma unroll
-      for (int block = 0; block < kBlocks; block += 2) {
-        uint32_t m[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) m[i] = packed<T>(value(block + i / 2, i % 2));
-        stmatrix_x4(at(lane() % 16, block + lane() / 16), m[0], m[1], m[2], m[3]);
-      }
-    }
+    write_fragments<T, kWide, kBlocks>(value, [&](int row, int unit) { return at(row, unit); });
   }
 
   __device__ __forceinline__ void send(int piece) const {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// offsets[g + 1] = next_offset(offsets[g], sizes[g]) for all groups, and the running count of row tiles, by
-// one block. next_offset() is a running min(T, a + b) over sizes, a running max over ends. Both are
+// offsets[g + 1] = next_offset(offsets[g], sizes[g]) for all groups, and the running count of row tiles or the
+// groups' order, by one block. next_offset() is a running min(T, a + b) over sizes, a running max over ends. Both are
 // associative on clamped values, so a block-wide scan gives exactly the sequential result.
 #include <cuda_runtime.h>
 
@@ -22,8 +22,8 @@ struct OffsetsParams {
   GroupSizes sizes;
   int64_t tile_rows;
   int64_t* offsets;
-  int64_t* row_tiles;
-  int32_t* order;  // may be null
+  int64_t* row_tiles;  // or
+  int32_t* order;
   Cleared cleared;
 };
 
@@ -59,13 +59,14 @@ __device__ int64_t block_scan(int64_t value, int64_t carry, Combine combine, int
 
 // `ends`: scratch for a value of each thread; afterwards, of the last groups that were looked at, where each
 // ends.
+template <bool kCountsTiles>
 __device__ __forceinline__ void compute_offsets(const OffsetsParams& p, int64_t* ends) {
   __shared__ int64_t warp_totals[kMaxThreads / 32];
   __shared__ int64_t last_row_tile;
 
   if (threadIdx.x == 0) {
     p.offsets[0] = 0;
-    p.row_tiles[0] = 0;
+    if (kCountsTiles) p.row_tiles[0] = 0;
   }
   const int64_t T = p.sizes.rows;
   int64_t carry_rows = 0;
@@ -79,23 +80,23 @@ __device__ __forceinline__ void compute_offsets(const OffsetsParams& p, int64_t*
                                          : block_scan(size, carry_rows, SaturatingAdd{T}, warp_totals);
     ends[threadIdx.x] = end;
     __syncthreads();
-    const int64_t begin = threadIdx.x == 0 ? carry_rows : ends[threadIdx.x - 1];
-    const int64_t tiles = (end - begin + p.tile_rows - 1) / p.tile_rows;
-    const int64_t tiles_end = block_scan(tiles, carry_tiles, Add(), warp_totals);
-    if (exists) {
-      p.offsets[g + 1] = end;
-      p.row_tiles[g + 1] = tiles_end;
+    if (exists) p.offsets[g + 1] = end;
+    if constexpr (kCountsTiles) {
+      const int64_t begin = threadIdx.x == 0 ? carry_rows : ends[threadIdx.x - 1];
+      const int64_t tiles = (end - begin + p.tile_rows - 1) / p.tile_rows;
+      const int64_t tiles_end = block_scan(tiles, carry_tiles, Add(), warp_totals);
+      if (exists) p.row_tiles[g + 1] = tiles_end;
+      if (threadIdx.x == blockDim.x - 1) last_row_tile = tiles_end;
     }
-    if (threadIdx.x == blockDim.x - 1) last_row_tile = tiles_end;
     carry_rows = ends[blockDim.x - 1];
     __syncthreads();
-    carry_tiles = last_row_tile;
+    if constexpr (kCountsTiles) carry_tiles = last_row_tile;
   }
 }
 
 __global__ void __launch_bounds__(kMaxThreads) offsets_kernel(const __grid_constant__ OffsetsParams p) {
   __shared__ int64_t ends[kMaxThreads];
-  compute_offsets(p, ends);
+  compute_offsets<true>(p, ends);
 }
 
 // Groups by falling size, then by number: a bitonic sort of one group a thread, for a block of a power of two
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   __shared__ int64_t ends[kMaxThreads];
   let_next_begin();
   for (int i = threadIdx.x; i < p.cleared.count; i += blockDim.x) p.cleared.words[i] = 0;
-  compute_offsets(p, ends);
+  compute_offsets<false>(p, ends);
   if (p.sizes.count <= kMaxOrdered) {
     order_groups(p, ends);
   } else {
@@ -147,28 +148,28 @@ size_t row_map_size(int64_t G) {
 
 namespace {
 
-Status launch_offsets(const GroupSizes& sizes, int tile_rows, bool ordered, const Launch& launch, RowMap* map,
-                      Cleared cleared = {}) {
-  int64_t* offsets = static_cast<int64_t*>(launch.workspace);
-  int64_t* row_tiles = offsets + sizes.count + 1;
-  int32_t* order = ordered ? reinterpret_cast<int32_t*>(row_tiles + sizes.count + 1) : nullptr;
-  *map = RowMap{offsets, row_tiles, order, sizes.count};
-  int64_t threads = 32;  // a power of two, for the sort
-  while (threads < sizes.count && threads < kMaxThreads) threads *= 2;
-  const OffsetsParams params = {sizes, tile_rows, offsets, row_tiles, order, cleared};
-  return launch_kernel(ordered ? ordered_offsets_kernel : offsets_kernel, 1,
-                       dim3(static_cast<unsigned int>(threads)), 0, launch, params);
+int64_t* offsets_in(const Launch& launch) { return static_cast<int64_t*>(launch.workspace); }
+
+Status launch_offsets(void (*kernel)(OffsetsParams), const OffsetsParams& params, const Launch& launch) {
+  unsigned int threads = 32;  // a power of two, for the sort
+  while (threads < params.sizes.count && threads < kMaxThreads) threads *= 2;
+  return launch_kernel(kernel, 1, dim3(threads), 0, launch, params);
 }
 
 }  // namespace
 
 Status make_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, RowMap* map) {
-  return launch_offsets(sizes, tile_rows, false, launch, map);
+  int64_t* offsets = offsets_in(launch);
+  int64_t* row_tiles = offsets + sizes.count + 1;
+  *map = RowMap{offsets, row_tiles, nullptr, sizes.count};
+  return launch_offsets(offsets_kernel, {sizes, tile_rows, offsets, row_tiles, nullptr, {}}, launch);
 }
 
-Status make_ordered_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, Cleared cleared,
-                            RowMap* map) {
-  return launch_offsets(sizes, tile_rows, true, launch, map, cleared);
+Status make_ordered_row_map(const GroupSizes& sizes, const Launch& launch, Cleared cleared, RowMap* map) {
+  int64_t* offsets = offsets_in(launch);
+  int32_t* order = reinterpret_cast<int32_t*>(offsets + sizes.count + 1);
+  *map = RowMap{offsets, nullptr, order, sizes.count};
+  return launch_offsets(ordered_offsets_kernel, {sizes, 0, offsets, nullptr, order, cleared}, launch);
 }
 
 Status check_sizes(const GroupSizes& sizes, const Launch& launch) {

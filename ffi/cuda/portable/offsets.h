@@ -10,8 +10,8 @@ namespace grouped::cuda {
 // What the workspace holds. Kernels that follow on the stream read it.
 struct RowMap {
   const int64_t* offsets;    // [G + 1] first row of each group; offsets[G] = S
-  const int64_t* row_tiles;  // [G + 1] first row tile of each group; row_tiles[G] = how many there are
-  const int32_t* order;      // [G] groups, up to 512 of them the largest first; null where not asked for
+  const int64_t* row_tiles;  // [G + 1] first row tile of each group; row_tiles[G] = how many there are; or
+  const int32_t* order;      // [G] groups, up to 512 of them the largest first; the other is null
   int64_t G;
 };
 
@@ -26,9 +26,8 @@ struct Cleared {
   int32_t count = 0;
 };
 
-// As make_row_map(), with map->order.
-Status make_ordered_row_map(const GroupSizes& sizes, int tile_rows, const Launch& launch, Cleared cleared,
-                            RowMap* map);
+// The same with map->order instead of row tiles.
+Status make_ordered_row_map(const GroupSizes& sizes, const Launch& launch, Cleared cleared, RowMap* map);
 
 // GROUPED_CHECK=1 alone: waits for the stream, reads the sizes and checks them on the host.
 Status check_sizes(const GroupSizes& sizes, const Launch& launch);

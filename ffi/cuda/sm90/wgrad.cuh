@@ -242,7 +242,7 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   // them.
   const bool needs_halves = config.on_demand && (!config.asks_ahead || config.from_both_ends);
   const Cleared cleared = needs_halves ? Cleared() : cleared_counters(counters);
-  const Status mapped = make_ordered_row_map(p.sizes, kTileRows, launch, cleared, &map);
+  const Status mapped = make_ordered_row_map(p.sizes, launch, cleared, &map);
   if (!mapped.ok()) return mapped;
   WgradTensors<T> params;
   params.wgrad = wgrad_params<T>(p, map);

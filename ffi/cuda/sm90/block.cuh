@@ -20,6 +20,17 @@
 
 namespace grouped::cuda::sm90 {
 
+// TRACE
+inline constexpr int kTraceTiles = 256;
+static __device__ uint32_t grouped_trace_memory[132 * 4 * kTraceTiles * 8];
+__device__ __forceinline__ uint32_t clock_now() { uint32_t c; asm volatile("mov.u32 %0, %%clock;" : "=r"(c) :: "memory"); return c; }
+__device__ __forceinline__ void trace(int who, int tile, int point) {
+  if (threadIdx.x % 128 == 0 && tile < kTraceTiles) grouped_trace_memory[((blockIdx.x * 4 + who) * kTraceTiles + tile) * 8 + point] = clock_now();
+}
+__device__ __forceinline__ void trace_put(int who, int tile, int point, uint32_t v) {
+  if (tile < kTraceTiles) grouped_trace_memory[((blockIdx.x * 4 + who) * kTraceTiles + tile) * 8 + point] = v;
+}
+
 template <typename Work>
 __device__ __forceinline__ void run_block(const typename Work::Params& params, unsigned char* memory) {
   using Shape = typename Work::Shape;
@@ -77,6 +88,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     constexpr bool kTakesTurns = Shape::kHalves == 2;
     static_assert(!kTakesTurns || !Work::kOldThroughRing, "old stages would keep the ring from the other");
     Cleaner<Shape> cleaner(shared, index);
+    int traced = -1;
     for (int turn = 0;; turn ^= 1) {
       const Tile tile = queue.hear_together();
       queue.advance();
@@ -86,9 +98,15 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
         ring.skip(tile.num_blocks);
         continue;
       }
+      ++traced;
+      trace(index, traced, 0);
       staging.end_turn();  // of its last tile, whose pieces have left by now
+      trace(index, traced, 1);
       if (!tile.is_idle()) work.prepare(tile, staging);
       if (kTakesTurns) ring.begin_turn();
+      trace(index, traced, 2);
+      if (tile.num_blocks > 0) ring.look();
+      trace(index, traced, 3);
       if (tile.is_idle()) {
         // One lane speaks for its warp: the others must have seen the phase too, or they might miss it.
         for (int i = 0; i < tile.num_blocks + old_stages; ++i) {
@@ -102,6 +120,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
         continue;
       }
       multiply_any<Work>(tile, index, shared, ring, cleaner, acc);
+      trace(index, traced, 4);
       int old_stage = 0;
       for (int i = 0; i < old_stages; ++i) {
         const int stage = ring.next();
@@ -110,7 +129,10 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       if (kTakesTurns && tile.num_blocks == 0) ring.end_turn();
       __syncwarp();
       staging.begin_turn();
+      trace(index, traced, 5);
       work.finish(tile, index, acc, shared, staging, ring, old_stage);
+      trace(index, traced, 6);
+      if (threadIdx.x % 128 == 0) trace_put(index, traced, 7, tile.num_blocks << 16 | tile.width);
     }
     staging.end_turn();
     if (threadIdx.x % 32 == 0) store_wait();

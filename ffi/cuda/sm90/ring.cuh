@@ -127,6 +127,7 @@ class RingReader {
   __device__ __forceinline__ bool peek() const {
     return barrier_has_passed(shared_.filled(cursor_.at), cursor_.parity);
   }
+  __device__ __forceinline__ void look() const { barrier_wait(shared_.filled(cursor_.at), cursor_.parity); __syncwarp(); }
   // Waits for the next stage, if the last peek() did not see it filled; its number, by a shuffle: all lanes
   // have the same, but only so the compiler knows it, keeps operands' descriptors in uniform registers and
   // steps them there.

@@ -77,18 +77,27 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     constexpr bool kTakesTurns = Shape::kHalves == 2;
     static_assert(!kTakesTurns || !Work::kOldThroughRing, "old stages would keep the ring from the other");
     Cleaner<Shape> cleaner(shared, index);
+    int traced = -1;
     for (int turn = 0;; turn ^= 1) {
+      if (turn == index) trace(index, traced + 1, 9);
       const Tile tile = queue.hear_together();
       queue.advance();
+      if (turn != index) trace(index, traced + 1, 8);
       if (tile.is_end()) break;
       const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
       if (kTakesTurns && turn != index) {
         ring.skip(tile.num_blocks);
         continue;
       }
+      ++traced;
+      trace(index, traced, 0);
       staging.end_turn();  // of its last tile, whose pieces have left by now
+      trace(index, traced, 1);
       if (!tile.is_idle()) work.prepare(tile, staging);
       if (kTakesTurns) ring.begin_turn();
+      trace(index, traced, 2);
+      if (tile.num_blocks > 0) ring.look();
+      trace(index, traced, 3);
       if (tile.is_idle()) {
         // One lane speaks for its warp: the others must have seen the phase too, or they might miss it.
         for (int i = 0; i < tile.num_blocks + old_stages; ++i) {
@@ -102,6 +111,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
         continue;
       }
       multiply_any<Work>(tile, index, shared, ring, cleaner, acc);
+      trace(index, traced, 4);
       int old_stage = 0;
       for (int i = 0; i < old_stages; ++i) {
         const int stage = ring.next();
@@ -110,7 +120,10 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       if (kTakesTurns && tile.num_blocks == 0) ring.end_turn();
       __syncwarp();
       staging.begin_turn();
-      work.finish(tile, index, acc, shared, staging, ring, old_stage);
+      trace(index, traced, 5);
+      work.finish(tile, index, acc, shared, staging, ring, old_stage, traced);
+      trace(index, traced, 6);
+      if (threadIdx.x % 128 == 0) trace_put(index, traced, 7, tile.num_blocks << 16 | tile.width);
     }
     staging.end_turn();
     if (threadIdx.x % 32 == 0) store_wait();

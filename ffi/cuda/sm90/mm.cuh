@@ -175,7 +175,7 @@ class MmWork {
 
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
                                          Shared<Shape>, Staging<Shape>& staging, RingReader<Shape>&,
-                                         int) const {
+                                         int, int = 0) const {
     MmEnding<T, Shape, kResult>(p_.mm, p_.out, tile, index, staging).run(acc);
   }
 

@@ -7,6 +7,22 @@
 
 namespace grouped::cuda::sm90 {
 
+// TRACE
+inline constexpr int kTraceTiles = 128;
+static __device__ uint32_t grouped_trace_memory[132 * 4 * kTraceTiles * 16];
+__device__ __forceinline__ uint32_t clock_now() { uint32_t c; asm volatile("mov.u32 %0, %%clock;" : "=r"(c) :: "memory"); return c; }
+__device__ __forceinline__ void trace(int who, int tile, int point) {
+  if (threadIdx.x % 128 == 0 && tile < kTraceTiles) grouped_trace_memory[((blockIdx.x * 4 + who) * kTraceTiles + tile) * 16 + point] = clock_now();
+}
+__device__ __forceinline__ void trace_put(int who, int tile, int point, uint32_t v) {
+  if (tile < kTraceTiles) grouped_trace_memory[((blockIdx.x * 4 + who) * kTraceTiles + tile) * 16 + point] = v;
+}
+
+
+__device__ __forceinline__ void trace_one(int who, int tile, int point) {
+  if (tile < kTraceTiles) grouped_trace_memory[((blockIdx.x * 4 + who) * kTraceTiles + tile) * 16 + point] = clock_now();
+}
+
 // The scheduler's end and the listeners' end of the tile queue.
 template <typename Shape>
 class TileQueue {
@@ -25,6 +41,7 @@ class TileQueue {
   __device__ __forceinline__ void tell(const Tile& tile) {
     wait_for_room();
     if (threadIdx.x % 32 == 0) {
+      trace_one(2, told_++, 2);
       tiles_[cursor_.at * 2] = make_int4(tile.row, tile.column, tile.width, tile.group);
       tiles_[cursor_.at * 2 + 1] = make_int4(tile.first_token, tile.num_tokens, tile.num_blocks, tile.flags);
       barrier_arrive(shared_.told(cursor_.at));
@@ -59,6 +76,9 @@ class TileQueue {
  private:
   Shared<Shape> shared_;
   int4* tiles_;
+ public:
+  int told_ = 0;
+ private:
   Cursor<Shared<Shape>::kTiles> cursor_;
 };
 
@@ -71,22 +91,33 @@ __device__ __forceinline__ void produce(const Work& work, uint32_t first_stage,
                                         Shared<typename Work::Shape> shared,
                                         TileQueue<typename Work::Shape> queue) {
   Cursor<Work::Shape::kStages> ring;
+  int tile_number = 0;
   for (;;) {
     const Tile tile = queue.hear();
     queue.forget();
     queue.advance();
     if (tile.is_end()) return;
+    const bool left = threadIdx.x / 32 == 0;
+    if (left) trace_one(3, tile_number, 0);
+    uint32_t waited = 0;
     Loader loader(work.params(), tile);
     loader.load([&](const auto& copy) {
 #pragma unroll 1
       for (int block = 0; block < tile.num_blocks; ++block) {
+        const uint32_t before = clock_now();
         barrier_wait(shared.emptied(ring.at), ring.parity ^ 1);
+        waited += clock_now() - before;
         const uint32_t filled = shared.filled(ring.at);
         barrier_expect(filled, loader.bytes(block));
         copy(first_stage + ring.at * shared.kStageBytes, filled, block);
         ring.advance();
       }
     });
+    if (left) {
+      trace_one(3, tile_number, 1);
+      trace_put(3, tile_number, 2, waited);
+    }
+    ++tile_number;
     if constexpr (Work::kOldThroughRing) {
       for (int i = 0; i < tile.old_stages(); ++i) {
         barrier_wait(shared.emptied(ring.at), ring.parity ^ 1);
@@ -127,6 +158,7 @@ class RingReader {
   __device__ __forceinline__ bool peek() const {
     return barrier_has_passed(shared_.filled(cursor_.at), cursor_.parity);
   }
+  __device__ __forceinline__ void look() const { barrier_wait(shared_.filled(cursor_.at), cursor_.parity); __syncwarp(); }
   // Waits for the next stage, if the last peek() did not see it filled; its number, by a shuffle: all lanes
   // have the same, but only so the compiler knows it, keeps operands' descriptors in uniform registers and
   // steps them there.

@@ -191,7 +191,7 @@ class WgradWork {
 
   __device__ __forceinline__ void finish(const Tile& tile, int index, const Accumulators<Shape>& acc,
                                          Shared<Shape> shared, Staging<Shape>& staging,
-                                         RingReader<Shape>& ring, int old_stage) const {
+                                         RingReader<Shape>& ring, int old_stage, int traced = 0) const {
     const auto end = [&](auto ending) {
       if (!kAdds && tile.num_blocks == 0) {
         ending.run_empty();
@@ -202,7 +202,9 @@ class WgradWork {
     if constexpr (Shape::kSendsLines) {
       end(WgradLinesEnding<T, Shape, kWide>(p_, tile, index, shared));
     } else {
-      end(WgradEnding<T, Shape, kWide, kAdds>(p_, tile, index, shared, staging, ring, old_stage));
+      WgradEnding<T, Shape, kWide, kAdds> e(p_, tile, index, shared, staging, ring, old_stage);
+      e.traced = traced;
+      end(e);
     }
   }
 

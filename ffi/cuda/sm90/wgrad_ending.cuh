@@ -85,8 +85,10 @@ class WgradEnding {
     for (int piece = 0; piece < kColumnPieces; ++piece) {
       if (piece * kColumns >= tile_.width) break;
 #pragma unroll
-      for (int half = 0; half < Shape::kHalves; half += Shape::kPieceHalves)
+      for (int half = 0; half < Shape::kHalves; half += Shape::kPieceHalves) {
+        trace(index_, traced, 10 + piece);
         write(acc, piece, half, piece % kPiecesInStage);
+      }
       if constexpr (kAdds && !kAddsInPlace) {
         if (piece % kPiecesInStage == kPiecesInStage - 1 || (piece + 1) * kColumns >= tile_.width) {
           release();
@@ -261,6 +263,8 @@ class WgradEnding {
   RingReader<Shape>& ring_;
   int stage_;  // that holds the old values of the piece
   int released_ = 0;
+ public:
+  int traced = 0;
 };
 
 }  // namespace grouped::cuda::sm90

@@ -126,7 +126,10 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
   WgradFeed<Shape> feed(order, pieces, shared);
   const auto next = [&] {
     if (feed.is_ahead()) queue.wait_for_room();
-    return feed.next();
+    if (threadIdx.x % 32 == 0) trace_one(2, queue.told_, 0);
+    const int32_t next_one = feed.next();
+    if (threadIdx.x % 32 == 0) trace_one(2, queue.told_, 1);
+    return next_one;
   };
   for (int32_t id = next(); id < pieces; id = next()) {
     const int32_t place = static_cast<int32_t>(static_cast<uint32_t>(id) / static_cast<uint32_t>(per_group));

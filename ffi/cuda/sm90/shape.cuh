@@ -64,6 +64,7 @@ struct TakeTurns {
   static constexpr bool kOldThroughRing = false;
   // A piece has all of the tile's columns; else, as many as fit into one line of shared memory.
   static constexpr bool kSendsLines = false;
+  static constexpr bool kStoresPlainly = false;
 };
 // The same where results are added to what was there. That arrives in the buffers of the pieces, well before,
 // because in the ring it would keep the other multiplier from its operands; so each has its own buffers.
@@ -97,6 +98,7 @@ struct ShareTiles {
   // It arrives in the ring, which has room for more of it on its way than two buffers.
   static constexpr bool kOldThroughRing = true;
   static constexpr bool kSendsLines = false;
+  static constexpr bool kStoresPlainly = false;
 };
 // The same for weight gradients of so few rows that writing them is nearly all. Memory takes results faster
 // where 256 bytes or more, aligned, come at once, so a piece has 16 rows of 512 bytes; one warp writes and
@@ -106,6 +108,16 @@ struct ShareTilesSendLines : ShareTiles {
   static constexpr int kPieceLines = 64;
   static constexpr int kPieces = 4;  // one for each warp
   static constexpr bool kSendsLines = true;
+};
+
+struct TakeTurnsPlain : TakeTurns {
+  static constexpr int kPieceLines = 64;
+  static constexpr int kPieces = 1;
+  static constexpr bool kSharesBuffers = false;
+  static constexpr bool kStoresPlainly = true;
+};
+struct ShareTilesPlain : ShareTilesSendLines {
+  static constexpr bool kStoresPlainly = true;
 };
 
 // Byte offset of 16-byte unit `unit` of line `line` among lines of 128 swizzled bytes.

@@ -12,6 +12,7 @@
 #include "sm90/tensor_map.h"
 #include "sm90/wgrad_ending.cuh"
 #include "sm90/wgrad_lines_ending.cuh"
+#include "sm90/wgrad_plain_ending.cuh"
 #include "sm90/wgrad_schedule.cuh"
 
 namespace grouped::cuda::sm90 {
@@ -199,7 +200,9 @@ class WgradWork {
         ending.run(acc);
       }
     };
-    if constexpr (Shape::kSendsLines) {
+    if constexpr (Shape::kStoresPlainly) {
+      end(WgradPlainEnding<T, Shape, kWide>(p_, tile, index, shared));
+    } else if constexpr (Shape::kSendsLines) {
       end(WgradLinesEnding<T, Shape, kWide>(p_, tile, index, shared));
     } else {
       end(WgradEnding<T, Shape, kWide, kAdds>(p_, tile, index, shared, staging, ring, old_stage));
@@ -287,10 +290,9 @@ Status wgrad(const WgradProblem& p, const Config& config, const Launch& launch) 
     return config.large_buffers ? wgrad_in<T, true, TakeTurnsAddingLargeBuffers>(p, config, launch)
                                 : wgrad_in<T, true, TakeTurnsAdding>(p, config, launch);
   }
-  if (config.sends_lines) return wgrad_in<T, false, ShareTilesSendLines>(p, config, launch);
+  if (config.sends_lines) return wgrad_in<T, false, ShareTilesPlain>(p, config, launch);
   if (!config.takes_turns) return wgrad_in<T, false, ShareTiles>(p, config, launch);
-  return config.large_buffers ? wgrad_in<T, false, TakeTurnsLargeBuffers>(p, config, launch)
-                              : wgrad_in<T, false, TakeTurns>(p, config, launch);
+  return wgrad_in<T, false, TakeTurnsPlain>(p, config, launch);
 }
 
 }  // namespace grouped::cuda::sm90

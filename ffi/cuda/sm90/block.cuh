@@ -42,6 +42,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       barrier_init(shared.may_write(index), 128);
       for (int piece = 0; piece < shared.kFetches; ++piece) barrier_init(shared.fetched(index, piece), 1);
     }
+    for (int slot = 0; slot < Shape::kPieces; ++slot) barrier_init(shared.freed(slot), 1);
     for (int slot = 0; slot < shared.kFeedSlots; ++slot) {
       barrier_init(shared.fed(slot), 1);
       barrier_init(shared.forgotten(slot), kClusterBlocks);
@@ -84,6 +85,9 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
       if (kTakesTurns && turn != index) {
         ring.skip(tile.num_blocks);
+        if constexpr (Shape::kFreesPieces) {
+          if (!tile.is_idle()) staging.skip(Work::pieces(tile));
+        }
         continue;
       }
       staging.end_turn();  // of its last tile, whose pieces have left by now
@@ -111,6 +115,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       __syncwarp();
       staging.begin_turn();
       work.finish(tile, index, acc, shared, staging, ring, old_stage);
+      if constexpr (Shape::kFreesPieces) staging.free_all(Work::pieces(tile));
     }
     staging.end_turn();
     if (threadIdx.x % 32 == 0) store_wait();

@@ -169,7 +169,7 @@ class Staging {
   // Where the multipliers share the buffers each has them for all pieces of a tile, by turns. begin_turn()
   // waits until the other's pieces have left them.
   __device__ __forceinline__ void begin_turn() {
-    if constexpr (Shape::kSharesBuffers) {
+    if constexpr (Shape::kSharesBuffers && !Shape::kFreesPieces) {
       barrier_wait(shared_.may_write(index_), turn_);
       __syncwarp();  // whole warps write the pieces
       turn_ ^= 1;
@@ -187,8 +187,37 @@ class Staging {
     barrier_arrive(shared_.may_write(1 - index_));
   }
 
+  // Pieces are numbered through both multipliers' tiles; a buffer is free when its last one has been read.
+  __device__ __forceinline__ void skip(int pieces) { ring_.skip(pieces); }
+  __device__ __forceinline__ void free(int slot) const { barrier_arrive(shared_.freed(slot)); }
+  __device__ __forceinline__ void free_all(int pieces) {
+    if constexpr (Shape::kFreesPieces) {
+      if (threadIdx.x % 128 == 0) {
+        int slot = ring_.at - min(pieces, Shape::kPieces);
+        if (slot < 0) slot += Shape::kPieces;
+        const auto free_next = [&] {
+          free(slot);
+          if (++slot == Shape::kPieces) slot = 0;
+        };
+        if (pieces >= 4) { store_wait_read<3>(); free_next(); }
+        if (pieces >= 3) { store_wait_read<2>(); free_next(); }
+        if (pieces >= 2) { store_wait_read<1>(); free_next(); }
+        if (pieces >= 1) { store_wait_read<0>(); free_next(); }
+      }
+      __syncwarp();
+    }
+  }
   // Where to write the next piece.
-  __device__ __forceinline__ uint32_t next() const {
+  __device__ __forceinline__ uint32_t next(int piece = 0) const {
+    if constexpr (Shape::kFreesPieces) {
+      if (piece >= Shape::kPieces && threadIdx.x % 128 == 0) {
+        store_wait_read<Shape::kPieces - 1>();
+        free(ring_.at);
+      }
+      barrier_wait(shared_.freed(ring_.at), ring_.parity ^ 1);
+      __syncwarp();
+      return buffer(ring_.at);
+    }
     if constexpr (!kMeetsOnce) {
       if (threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 1>();
       named_barrier<128>(1 + index_);
@@ -199,6 +228,10 @@ class Staging {
   // those of the tile.
   __device__ __forceinline__ void written(int piece, int pieces) const {
     async_proxy_fence();
+    if constexpr (Shape::kFreesPieces) {
+      named_barrier<128>(1 + index_);
+      return;
+    }
     const bool needs_next = !Shape::kSharesBuffers || (piece + 1 >= Shape::kPieces && piece + 1 < pieces);
     if (kMeetsOnce && needs_next && threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 2>();
     named_barrier<128>(1 + index_);
@@ -238,6 +271,10 @@ class Staging {
     return buffers_ + slot * Shared<Shape>::kPieceBytes;
   }
   __device__ __forceinline__ void advance() {
+    if constexpr (Shape::kFreesPieces) {
+      ring_.advance();
+      return;
+    }
     if (++slot_ == Shape::kPieces) {
       slot_ = 0;
       parity_ ^= 1;
@@ -250,6 +287,7 @@ class Staging {
   uint32_t turn_;  // the parity of the next one
   bool has_turn_ = false;
   int slot_ = 0;
+  Cursor<Shape::kPieces> ring_;
   uint32_t parity_ = 0;  // of the barriers of fetched pieces
 };
 

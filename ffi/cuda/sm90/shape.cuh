@@ -64,6 +64,7 @@ struct TakeTurns {
   static constexpr bool kOldThroughRing = false;
   // A piece has all of the tile's columns; else, as many as fit into one line of shared memory.
   static constexpr bool kSendsLines = false;
+  static constexpr bool kFreesPieces = false;
 };
 // The same where results are added to what was there. That arrives in the buffers of the pieces, well before,
 // because in the ring it would keep the other multiplier from its operands; so each has its own buffers.
@@ -75,6 +76,7 @@ struct TakeTurnsAdding : TakeTurns {
 // The same for results that take longer to write than to multiply: more of one fits into the buffers, here
 // all of it, for which the ring has a stage less.
 struct TakeTurnsLargeBuffers : TakeTurns {
+  static constexpr bool kFreesPieces = true;
   static constexpr int kStages = 4;
   static constexpr int kPieceLines = 128;
   static constexpr int kPieces = 4;
@@ -97,6 +99,7 @@ struct ShareTiles {
   // It arrives in the ring, which has room for more of it on its way than two buffers.
   static constexpr bool kOldThroughRing = true;
   static constexpr bool kSendsLines = false;
+  static constexpr bool kFreesPieces = false;
 };
 // The same for weight gradients of so few rows that writing them is nearly all. Memory takes results faster
 // where 256 bytes or more, aligned, come at once, so a piece has 16 rows of 512 bytes; one warp writes and
@@ -147,7 +150,9 @@ struct Shared {
   // Buffers that are filled with what the result held: each multiplier's own, where that is not in the ring.
   static constexpr int kFetches = Shape::kSharesBuffers || Shape::kOldThroughRing ? 0 : Shape::kPieces;
   static constexpr uint32_t kFetched = kPieceFeed + 3 * kFeedSlots * 8;
-  static constexpr uint32_t kBytes = kFetched + kMultipliers * kFetches * 8;
+  static constexpr uint32_t kFreed = kFetched + kMultipliers * kFetches * 8;
+  static constexpr uint32_t kBytes = kFreed + Shape::kPieces * 8;
+  __device__ __forceinline__ uint32_t freed(int slot) const { return base + kFreed + slot * 8; }
   static_assert(kStages >= 3, "fewer stages do not cover the latency of a copy");
   static_assert(kBytes <= 227 * 1024, "a block of a Hopper multiprocessor has 227 KB");
 

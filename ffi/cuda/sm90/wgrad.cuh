@@ -153,6 +153,10 @@ class WgradWork {
   static constexpr bool kCutsReduction = true;
   static constexpr bool kOldThroughRing = kAdds && Shape::kOldThroughRing;
   static constexpr int kMultiplyStep = kWidthStep;
+  __device__ __forceinline__ static int pieces(const Tile& tile) {
+    constexpr int kColumns = static_cast<int>(Shared<Shape>::kPieceBytes) / (64 * Shape::kPieceHalves) / (kWide ? 4 : 2);
+    return (tile.width + kColumns - 1) / kColumns * (Shape::kHalves / Shape::kPieceHalves);
+  }
   __device__ __forceinline__ static int columns_to_multiply(const Tile& tile) { return tile.width; }
 
   __device__ __forceinline__ explicit WgradWork(const Params& p) : p_(p) {}

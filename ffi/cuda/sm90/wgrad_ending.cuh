@@ -105,7 +105,7 @@ class WgradEnding {
     for (int piece = 0; piece * kColumns < tile_.width; ++piece) {
 #pragma unroll 1
       for (int half = 0; half < Shape::kHalves; half += Shape::kPieceHalves) {
-        const uint32_t buffer = staging_.next();
+        const uint32_t buffer = staging_.next(piece * (Shape::kHalves / Shape::kPieceHalves) + half);
         for (uint32_t at = threadIdx.x % 128 * 16; at < Shared<Shape>::kPieceBytes; at += 128 * 16)
           zero_shared_16(buffer + at);
         staging_.written(piece, kColumnPieces);
@@ -230,7 +230,7 @@ class WgradEnding {
       add_in_place(acc, piece, half, buffer);
       staging_.added();
     } else {
-      buffer = staging_.next();
+      buffer = staging_.next(piece * (Shape::kHalves / Shape::kPieceHalves) + half);
 #pragma unroll
       for (int i = 0; i < Shape::kPieceHalves; ++i) {
         const uint32_t old =

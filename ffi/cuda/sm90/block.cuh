@@ -47,6 +47,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       barrier_init(shared.forgotten(slot), kClusterBlocks);
     }
     barrier_init_fence();
+    TileQueue<Shape>(shared, memory).begin();
     work.prefetch();
   }
   __syncwarp();
@@ -77,18 +78,17 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
     constexpr bool kTakesTurns = Shape::kHalves == 2;
     static_assert(!kTakesTurns || !Work::kOldThroughRing, "old stages would keep the ring from the other");
     Cleaner<Shape> cleaner(shared, index);
-    for (int turn = 0;; turn ^= 1) {
-      const Tile tile = queue.hear_together();
-      queue.advance();
+    int32_t blocks_before;
+    queue.begin_with(index);
+    int32_t next = queue.listen();
+    for (;;) {
+      const Tile tile = queue.hear_own(next, &blocks_before);
       if (tile.is_end()) break;
       const int old_stages = Work::kOldThroughRing ? tile.old_stages() : 0;
-      if (kTakesTurns && turn != index) {
-        ring.skip(tile.num_blocks);
-        continue;
-      }
-      staging.end_turn();  // of its last tile, whose pieces have left by now
+      if (kTakesTurns) ring.skip(blocks_before);
       if (!tile.is_idle()) work.prepare(tile, staging);
       if (kTakesTurns) ring.begin_turn();
+      staging.end_turn();  // of its last tile, whose pieces have left by now
       if (tile.is_idle()) {
         // One lane speaks for its warp: the others must have seen the phase too, or they might miss it.
         for (int i = 0; i < tile.num_blocks + old_stages; ++i) {
@@ -98,10 +98,17 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
         }
         __syncwarp();
         if (kTakesTurns) ring.end_turn();
-        staging.begin_turn();
+        staging.begin_turn(false);
+        next = queue.listen();
         continue;
       }
-      multiply_any<Work>(tile, index, shared, ring, cleaner, acc);
+      // What can be done while the last products are under way: a tile of few rows does not last longer than
+      // a few such waits.
+      bool may_write = false;
+      multiply_any<Work>(tile, index, shared, ring, cleaner, acc, [&] {
+        next = queue.listen();
+        may_write = staging.peek();
+      });
       int old_stage = 0;
       for (int i = 0; i < old_stages; ++i) {
         const int stage = ring.next();
@@ -109,7 +116,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
       }
       if (kTakesTurns && tile.num_blocks == 0) ring.end_turn();
       __syncwarp();
-      staging.begin_turn();
+      staging.begin_turn(may_write);
       work.finish(tile, index, acc, shared, staging, ring, old_stage);
     }
     staging.end_turn();

@@ -82,7 +82,7 @@ __device__ __forceinline__ void schedule_mm(const GroupSizes& sizes, int64_t N, 
       queue.tell(tile);
     }
   }
-  queue.tell(end_tile());
+  queue.tell_end();
 }
 
 }  // namespace grouped::cuda::sm90

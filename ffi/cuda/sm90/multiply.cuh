@@ -50,12 +50,14 @@ class Cleaner {
   uint32_t parity_ = 0;  // one bit a stage
 };
 
-// acc = left right over the tile's blocks, by multiplier `index`, for tiles of kWidth columns.
-template <typename Work, int kWidth>
+// acc = left right over the tile's blocks, by multiplier `index`, for tiles of kWidth columns; meanwhile()
+// while the last products are under way.
+template <typename Work, int kWidth, typename Meanwhile>
 __device__ __forceinline__ void multiply(const Tile& tile, int index, Shared<typename Work::Shape> shared,
                                          RingReader<typename Work::Shape>& ring,
                                          Cleaner<typename Work::Shape>& cleaner,
-                                         Accumulators<typename Work::Shape>& acc) {
+                                         Accumulators<typename Work::Shape>& acc,
+                                         const Meanwhile& meanwhile) {
   using Instruction = Wgmma<typename Work::Element, kWidth, Work::kLeft, Work::kRight>;
   constexpr int kHalves = Work::Shape::kHalves;
   constexpr uint32_t kLeftStep = kStepBytes<Work::kLeft> / 16;  // in a descriptor
@@ -128,22 +130,24 @@ __device__ __forceinline__ void multiply(const Tile& tile, int index, Shared<typ
       last = stage;
     }
   }
+  meanwhile();
   wgmma_wait<0>();
   pin_all();
   if (tile.num_blocks > 0) ring.release(last);
 }
 
 // In the narrowest width that has all the columns that count.
-template <typename Work, int kWidth = Work::kMultiplyStep>
+template <typename Work, int kWidth = Work::kMultiplyStep, typename Meanwhile>
 __device__ __forceinline__ void multiply_any(const Tile& tile, int index, Shared<typename Work::Shape> shared,
                                              RingReader<typename Work::Shape>& ring,
                                              Cleaner<typename Work::Shape>& cleaner,
-                                             Accumulators<typename Work::Shape>& acc) {
+                                             Accumulators<typename Work::Shape>& acc,
+                                             const Meanwhile& meanwhile) {
   constexpr int kMaxWidth = Work::Shape::kMaxWidth;
   if (Work::columns_to_multiply(tile) <= kWidth || kWidth == kMaxWidth) {
-    multiply<Work, kWidth>(tile, index, shared, ring, cleaner, acc);
+    multiply<Work, kWidth>(tile, index, shared, ring, cleaner, acc, meanwhile);
   } else if constexpr (kWidth < kMaxWidth) {
-    multiply_any<Work, kWidth + Work::kMultiplyStep>(tile, index, shared, ring, cleaner, acc);
+    multiply_any<Work, kWidth + Work::kMultiplyStep>(tile, index, shared, ring, cleaner, acc, meanwhile);
   }
 }
 

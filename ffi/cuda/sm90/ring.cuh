@@ -10,11 +10,22 @@ namespace grouped::cuda::sm90 {
 // The scheduler's end and the listeners' end of the tile queue.
 template <typename Shape>
 class TileQueue {
+  static constexpr int kTiles = Shared<Shape>::kTiles;
+
  public:
-  static constexpr uint32_t kListeners = 2 + kMultipliers * 4;  // warps
+  static constexpr bool kTakesTurns = Shape::kHalves == 2;
+  // Warps that hear of a tile: those that copy, and those that multiply it.
+  // Of these each lane that reads a word counts.
+  static constexpr int kWords = sizeof(Tile) / sizeof(int32_t) + 1;
+  static constexpr uint32_t kListeners = 2 + kMultipliers * 4 / Shape::kHalves * kWords;
 
   __device__ __forceinline__ TileQueue(Shared<Shape> shared, unsigned char* memory)
-      : shared_(shared), tiles_(reinterpret_cast<int4*>(memory + Shared<Shape>::kTileQueue)) {}
+      : shared_(shared),
+        tiles_(reinterpret_cast<int4*>(memory + Shared<Shape>::kTileQueue)),
+        blocks_before_(reinterpret_cast<int32_t*>(memory + Shared<Shape>::kBlocksBefore)) {}
+
+  // By one thread, before anything is told.
+  __device__ __forceinline__ void begin() const { blocks_of(kTiles - 1) = 0; }
 
   // Both by all lanes of the scheduling warp. Who waits for room before taking work leaves more of the last
   // to the others.
@@ -25,41 +36,72 @@ class TileQueue {
   __device__ __forceinline__ void tell(const Tile& tile) {
     wait_for_room();
     if (threadIdx.x % 32 == 0) {
+      blocks_before_[cursor_.at] = blocks_of(cursor_.at == 0 ? kTiles - 1 : cursor_.at - 1);
       tiles_[cursor_.at * 2] = make_int4(tile.row, tile.column, tile.width, tile.group);
       tiles_[cursor_.at * 2 + 1] = make_int4(tile.first_token, tile.num_tokens, tile.num_blocks, tile.flags);
       barrier_arrive(shared_.told(cursor_.at));
     }
     cursor_.advance();
   }
-
-  __device__ __forceinline__ Tile hear() {
-    barrier_wait(shared_.told(cursor_.at), cursor_.parity);
-    const int4 a = tiles_[cursor_.at * 2];
-    const int4 b = tiles_[cursor_.at * 2 + 1];
-    return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+  // To each multiplier.
+  __device__ __forceinline__ void tell_end() {
+    tell(end_tile());
+    if (kTakesTurns) tell(end_tile());
   }
-  // By one lane of each warp that listens, once it has read the tile it heard.
-  __device__ __forceinline__ void forget() const { barrier_arrive(shared_.heard(cursor_.at)); }
-  // Both by a whole warp. One lane reads for all, so that no read is ordered by a meeting of the warp alone.
-  __device__ __forceinline__ Tile hear_together() {
-    int words[8];
-    if (threadIdx.x % 32 == 0) {
-      const Tile tile = hear();
-      forget();
-      memcpy(words, &tile, sizeof(tile));
+
+  // The next tile, by one lane of a warp that copies.
+  __device__ __forceinline__ Tile hear() {
+    const Tile tile = read();
+    cursor_.advance();
+    return tile;
+  }
+  // To the first tile of a multiplier.
+  __device__ __forceinline__ void begin_with(int index) {
+    if (kTakesTurns && index != 0) cursor_.advance();
+  }
+  // The multiplier's next tile, and the blocks of the other's tile in front of it, by a whole warp: first
+  // listen(), then hear_own(). Between them each lane keeps one word, because there is a register for that
+  // beside the accumulators, but not for the whole tile.
+  __device__ __forceinline__ int32_t listen() {
+    int32_t word = 0;
+    const int lane = threadIdx.x % 32;
+    if (lane < kWords) {
+      barrier_wait(shared_.told(cursor_.at), cursor_.parity);
+      word = lane < kWords - 1 ? reinterpret_cast<const int32_t*>(tiles_ + cursor_.at * 2)[lane]
+                               : blocks_before_[cursor_.at];
+      barrier_arrive(shared_.heard(cursor_.at));
     }
-    Tile tile;
+    __syncwarp();
+    for (int i = 0; i < (kTakesTurns ? kMultipliers : 1); ++i) cursor_.advance();
+    return word;
+  }
+  __device__ __forceinline__ static Tile hear_own(int32_t word, int32_t* blocks_before) {
+    int32_t words[kWords];
 #pragma unroll
-    for (int& word : words) word = __shfl_sync(0xffffffffu, word, 0);
+    for (int i = 0; i < kWords; ++i) words[i] = __shfl_sync(0xffffffffu, word, i);
+    *blocks_before = words[kWords - 1];
+    Tile tile;
     memcpy(&tile, words, sizeof(tile));
     return tile;
   }
-  __device__ __forceinline__ void advance() { cursor_.advance(); }
 
  private:
+  __device__ __forceinline__ Tile read() const {
+    barrier_wait(shared_.told(cursor_.at), cursor_.parity);
+    const int4 a = tiles_[cursor_.at * 2];
+    const int4 b = tiles_[cursor_.at * 2 + 1];
+    barrier_arrive(shared_.heard(cursor_.at));
+    return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+  }
+  // Of the tile in a place.
+  __device__ __forceinline__ int32_t& blocks_of(int place) const {
+    return reinterpret_cast<int32_t*>(tiles_ + place * 2 + 1)[2];
+  }
+
   Shared<Shape> shared_;
   int4* tiles_;
-  Cursor<Shared<Shape>::kTiles> cursor_;
+  int32_t* blocks_before_;
+  Cursor<kTiles> cursor_;
 };
 
 // One operand of all tiles, by one lane. `Loader` is made of the work's parameters and a tile: bytes() of a
@@ -73,8 +115,6 @@ __device__ __forceinline__ void produce(const Work& work, uint32_t first_stage,
   Cursor<Work::Shape::kStages> ring;
   for (;;) {
     const Tile tile = queue.hear();
-    queue.forget();
-    queue.advance();
     if (tile.is_end()) return;
     Loader loader(work.params(), tile);
     loader.load([&](const auto& copy) {
@@ -166,11 +206,15 @@ class Staging {
   __device__ __forceinline__ Staging(Shared<Shape> shared, int index)
       : shared_(shared), buffers_(shared.staging(index)), index_(index), turn_(index == 0 ? 1 : 0) {}
 
-  // Where the multipliers share the buffers each has them for all pieces of a tile, by turns. begin_turn()
-  // waits until the other's pieces have left them.
-  __device__ __forceinline__ void begin_turn() {
+  // Where the multipliers share the buffers each has them for all pieces of a tile, by turns. Whether the
+  // other's pieces have left them.
+  __device__ __forceinline__ bool peek() const {
+    return !Shape::kSharesBuffers || barrier_has_passed(shared_.may_write(index_), turn_);
+  }
+  // Waits for that, if the last peek() did not see it.
+  __device__ __forceinline__ void begin_turn(bool is_free) {
     if constexpr (Shape::kSharesBuffers) {
-      barrier_wait(shared_.may_write(index_), turn_);
+      if (!is_free) barrier_wait(shared_.may_write(index_), turn_);
       __syncwarp();  // whole warps write the pieces
       turn_ ^= 1;
       has_turn_ = true;
@@ -201,6 +245,12 @@ class Staging {
     async_proxy_fence();
     const bool needs_next = !Shape::kSharesBuffers || (piece + 1 >= Shape::kPieces && piece + 1 < pieces);
     if (kMeetsOnce && needs_next && threadIdx.x % 128 == 0) store_wait_read<Shape::kPieces - 2>();
+    named_barrier<128>(1 + index_);
+  }
+  // The same for all pieces of a turn, which fit: where each is, by its number, and that all are written.
+  __device__ __forceinline__ uint32_t place(int piece) const { return buffer(piece); }
+  __device__ __forceinline__ void written_all() const {
+    async_proxy_fence();
     named_barrier<128>(1 + index_);
   }
   // Its copies, if any, are under way.

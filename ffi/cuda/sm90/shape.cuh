@@ -141,7 +141,9 @@ struct Shared {
   static constexpr int kStagings = Shape::kSharesBuffers ? 1 : kMultipliers;
   static constexpr uint32_t kStaging = kStages * kStageBytes;
   static constexpr uint32_t kTileQueue = kStaging + kStagings * Shape::kPieces * kPieceBytes;
-  static constexpr uint32_t kBarriers = kTileQueue + kTiles * sizeof(Tile);
+  // Of each tile in the queue: the blocks of the one before.
+  static constexpr uint32_t kBlocksBefore = kTileQueue + kTiles * sizeof(Tile);
+  static constexpr uint32_t kBarriers = kBlocksBefore + (kTiles + 1) / 2 * 8;
   static constexpr int kFeedSlots = 1;  // for pieces on their way to both blocks' schedulers
   static constexpr uint32_t kPieceFeed = kBarriers + (3 * kStages + 2 * kTiles + 2 * kMultipliers) * 8;
   // Buffers that are filled with what the result held: each multiplier's own, where that is not in the ring.

@@ -55,6 +55,9 @@ class WgradEnding {
   static constexpr int kColumnPieces = Shape::kMaxWidth / kColumns;
   static constexpr int kUnits = kLineBytesOut / 16;  // of 16 bytes, in a line of a piece
   static_assert(kLineBytesOut == 64 || kLineBytesOut == 128, "the copy engine swizzles these");
+  // All of a turn's result fits into the buffers.
+  static constexpr bool kFits =
+      !kAdds && Shape::kSharesBuffers && Shape::kPieceHalves == Shape::kHalves && kColumnPieces <= Shape::kPieces;
   // Pieces of what the result held that are on their way: one buffer is being written from.
   static constexpr int kFetchedAhead = Shape::kPieces - 1;
 
@@ -81,6 +84,10 @@ class WgradEnding {
 
   __device__ __forceinline__ void run(const Accumulators<Shape>& acc) {
     constexpr int kPiecesInStage = kOldPanels<Shape> * kPiecesInPanel;
+    if constexpr (kFits) {
+      run_at_once(acc);
+      return;
+    }
 #pragma unroll
     for (int piece = 0; piece < kColumnPieces; ++piece) {
       if (piece * kColumns >= tile_.width) break;
@@ -126,6 +133,23 @@ class WgradEnding {
     ring_.release(stage_);
     stage_ = ring_.after(stage_);
     ++released_;
+  }
+
+  // Each meeting costs as much as writing half a piece, so there is one.
+  __device__ __forceinline__ void run_at_once(const Accumulators<Shape>& acc) {
+#pragma unroll
+    for (int piece = 0; piece < kColumnPieces; ++piece) {
+      if (piece * kColumns >= tile_.width) break;
+#pragma unroll
+      for (int half = 0; half < Shape::kHalves; ++half)
+        write_over(acc, piece, half, 0, staging_.place(piece) + half * kHalfBytes);
+    }
+    staging_.written_all();
+    if (threadIdx.x % 128 == 0) {
+      for (int piece = 0; piece * kColumns < tile_.width; ++piece)
+        store_box(p_.out, staging_.place(piece), tile_.column + piece * kColumns, tile_.row, tile_.group);
+      store_commit();
+    }
   }
 
   // This thread's rows of a half of the tile: row() and row() + 8; its columns of a block of 8: column(),

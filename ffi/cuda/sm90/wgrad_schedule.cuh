@@ -155,7 +155,7 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
     if (!has_second && rank != 0) tile.flags |= Tile::kIsIdle;
     queue.tell(tile);
   }
-  queue.tell(end_tile());
+  queue.tell_end();
 }
 
 }  // namespace grouped::cuda::sm90

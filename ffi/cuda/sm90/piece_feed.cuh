@@ -46,13 +46,20 @@ class PieceFeed {
   // counters' answer takes as long as a piece of few rows, so it is asked for before it is needed. All take
   // the first pieces that are left; or one half does, and the other takes the last ones, until they meet.
   __device__ __forceinline__ int32_t next_ahead() { return hear(); }
-  __device__ __forceinline__ void give_ahead(int32_t pieces) {
-    int32_t piece;
-    do {
-      wait_for_slot();  // asked for no earlier, so that the last pieces are shared out evenly
-      piece = ask_ahead(pieces);
-      tell(piece);
-    } while (piece != kNoPiece);
+  // By all lanes; given(piece) for each.
+  template <typename Given>
+  __device__ __forceinline__ void give_ahead(int32_t pieces, const Given& given) {
+    for (;;) {
+      int32_t piece = 0;
+      if (threadIdx.x % 32 == 0) {
+        wait_for_slot();  // asked for no earlier, so that the last pieces are shared out evenly
+        piece = ask_ahead(pieces);
+        tell(piece);
+      }
+      piece = __shfl_sync(0xffffffffu, piece, 0);
+      if (piece == kNoPiece) return;
+      given(piece);
+    }
   }
 
  private:

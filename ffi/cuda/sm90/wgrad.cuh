@@ -2,6 +2,7 @@
 // out[g] (+)= left_g^T right_g for 16-bit operands, summed from the group's first row on and cut at its end.
 #pragma once
 
+#include <cstdlib>
 #include <type_traits>
 
 #include "common/launch.h"
@@ -12,6 +13,7 @@
 #include "sm90/tensor_map.h"
 #include "sm90/wgrad_ending.cuh"
 #include "sm90/wgrad_lines_ending.cuh"
+#include "sm90/wgrad_prefetch.cuh"
 #include "sm90/wgrad_schedule.cuh"
 
 namespace grouped::cuda::sm90 {
@@ -178,10 +180,15 @@ class WgradWork {
                           queue);
   }
   __device__ __forceinline__ void side_work(Shared<Shape> shared) const {
-    if (!p_.order.asks_ahead || cluster_rank() != 0 || threadIdx.x % 32 != 0) return;
-    const int32_t pieces =
-        static_cast<int32_t>(p_.wgrad.map.G) * wgrad_pieces_of_group<Shape>(p_.wgrad.rows, p_.wgrad.columns);
-    PieceFeed<Shape>(p_.order.counters, shared).give_ahead(pieces);
+    if (!p_.order.asks_ahead || cluster_rank() != 0) return;
+    const int32_t per_group = wgrad_pieces_of_group<Shape>(p_.wgrad.rows, p_.wgrad.columns);
+    OperandPrefetch prefetch(p_.wgrad.map, p_.order.prefetched_groups);
+    PieceFeed<Shape>(p_.order.counters, shared)
+        .give_ahead(static_cast<int32_t>(p_.wgrad.map.G) * per_group, [&](int32_t piece) {
+          if (p_.order.prefetched_groups == 0) return;
+          prefetch.at_place(piece / per_group, p_.wgrad.left, p_.wgrad.rows * sizeof(T), p_.wgrad.right,
+                            p_.wgrad.columns * sizeof(T));
+        });
   }
 
   __device__ __forceinline__ void prepare(const Tile& tile, const Staging<Shape>& staging) const {
@@ -269,7 +276,10 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
   const int64_t per_group =
       saturating_product(ceil_div(rows, kTileRows), ceil_div(columns, Shape::kMaxWidth));
   const int64_t tiles = saturating_product(ceil_div(per_group, 2) * 2, p.G);
-  params.order = {config.asks_ahead, config.band_rows, counters};
+  static const char* const megabytes = std::getenv("GP_MB");
+  const int64_t group_bytes = std::max<int64_t>(1, p.T / p.G * (p.K + p.N) * 2);
+  const int32_t at_once = megabytes == nullptr ? 0 : static_cast<int32_t>(std::min<int64_t>(32, (std::atoll(megabytes) * 100000 + group_bytes - 1) / group_bytes));
+  params.order = {config.asks_ahead, config.band_rows, at_once, counters};
   if (needs_halves) {
     const HandingOut handing_out = {num_clusters(tiles, kClusterBlocks, launch.device),
                                     config.from_both_ends,

@@ -63,6 +63,7 @@ class ColumnCut {
 struct WgradOrder {
   bool asks_ahead;  // needs counters
   int32_t band_rows;
+  int32_t prefetched_groups;
   PieceCounters* counters;  // null: clusters take turns
 };
 

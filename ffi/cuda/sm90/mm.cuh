@@ -42,6 +42,7 @@ class FeatureLoader {
  public:
   __device__ __forceinline__ FeatureLoader(const MmTensors<T>& p, const Tile& tile)
       : p_(p), group_(tile.group), feature_(tile.row), is_shared_(tile.shares_left()) {}
+  bool skips = false;
   __device__ __forceinline__ uint32_t bytes(int) const { return kTileRows * kLineBytes; }
 
   template <typename EachStage>
@@ -93,6 +94,7 @@ class RowLoader {
       }
     }
   }
+  bool skips = false;
   __device__ __forceinline__ uint32_t bytes(int) const { return bytes_; }
 
   template <typename EachStage>

@@ -71,12 +71,14 @@ __device__ __forceinline__ void produce(const Work& work, uint32_t first_stage,
                                         Shared<typename Work::Shape> shared,
                                         TileQueue<typename Work::Shape> queue) {
   Cursor<Work::Shape::kStages> ring;
+  int tile_number = 0;
   for (;;) {
     const Tile tile = queue.hear();
     queue.forget();
     queue.advance();
     if (tile.is_end()) return;
     Loader loader(work.params(), tile);
+    loader.skips = ++tile_number > 6;
     loader.load([&](const auto& copy) {
 #pragma unroll 1
       for (int block = 0; block < tile.num_blocks; ++block) {

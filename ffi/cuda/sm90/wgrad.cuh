@@ -23,7 +23,7 @@ class PanelLoader {
  public:
   __device__ __forceinline__ PanelLoader(const PanelMaps& maps, int column, int width, const Tile& tile,
                                          bool is_shared)
-      : maps_(maps), column_(column), token_(tile.first_token), is_shared_(is_shared) {
+      : maps_(maps), column_(column), token_(0), is_shared_(is_shared) {
     int panels = tile.is_idle() ? 0 : (width + 63) / 64;
     bytes_ = panels * kPanelBytes;
     const int cut = tile.num_tokens % kReduceTile;
@@ -43,12 +43,15 @@ class PanelLoader {
     singles_ = panels - pairs_ * 2;
   }
   __device__ __forceinline__ uint32_t bytes(int block) const {
-    return block == short_block_ ? bytes_ / 2 : bytes_;
+    return skips ? 0 : block == short_block_ ? bytes_ / 2 : bytes_;
   }
 
+  bool skips = false;
   template <typename EachStage>
   __device__ __forceinline__ void load(const EachStage& each_stage) const {
-    if (is_shared_) {
+    if (skips) {
+      each_stage([&](uint32_t, uint32_t, int) {});
+    } else if (is_shared_) {
       each_stage([&](uint32_t to, uint32_t filled, int block) {
         load_panels(to, block, [&](uint32_t at, const CUtensorMap& map, auto... coordinates) {
           load_box_to_both(at, map, filled, coordinates...);

@@ -242,7 +242,7 @@ class WgradEnding {
     const int column = tile_.column + piece * kColumns;
     const int row = tile_.row + tile_half(half) * 64;
     const bool sends = threadIdx.x % 128 == 0;
-    if (sends) store_box(p_.out, buffer, column, row, tile_.group);
+    if (sends && p_.wgrad.rows < 0) store_box(p_.out, buffer, column, row, tile_.group);
     staging_.sent();
     if constexpr (kAddsInPlace) {
       // Into the buffer that the piece before this one left by.

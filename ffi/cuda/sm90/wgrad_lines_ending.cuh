@@ -87,7 +87,7 @@ class WgradLinesEnding {
   __device__ __forceinline__ void send(int piece) const {
     async_proxy_fence();
     __syncwarp();
-    if (lane() != 0) return;
+    if (lane() != 0 || p_.wgrad.rows > 0) return;
     store_box(p_.out, buffer_, 0, first_row_, tile_.column / kPanelColumns + piece * kLinePanels<Shape>,
               tile_.group);
     store_commit();

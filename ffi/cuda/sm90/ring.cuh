@@ -141,7 +141,7 @@ class RingReader {
   __device__ __forceinline__ void release(int stage) const {
     if (threadIdx.x % 32 != 0) return;
     barrier_arrive(shared_.emptied(stage));
-    barrier_arrive_at(shared_.emptied(stage), cluster_rank() ^ 1);
+    for (uint32_t i = 1; i < kClusterBlocks; ++i) barrier_arrive_at(shared_.emptied(stage), cluster_rank() ^ i);
   }
   // Past stages that are the other multiplier's.
   __device__ __forceinline__ void skip(int stages) { cursor_.skip(stages); }

@@ -23,11 +23,12 @@ class PanelLoader {
  public:
   __device__ __forceinline__ PanelLoader(const PanelMaps& maps, int column, int width, const Tile& tile,
                                          bool is_shared)
-      : maps_(maps), column_(column), token_(tile.first_token), is_shared_(is_shared) {
+      : maps_(maps), column_(column), token_(tile.first_token), all_(column), is_shared_(is_shared) {
     int panels = tile.is_idle() ? 0 : (width + 63) / 64;
     bytes_ = panels * kPanelBytes;
     const int cut = tile.num_tokens % kReduceTile;
     short_block_ = cut > 0 && cut <= kReduceTile / 2 ? tile.num_blocks - 1 : -1;
+    panels_ = panels;
     if (is_shared) {
       const int rank = static_cast<int>(cluster_rank());
       has_half_ = panels % 2 != 0;
@@ -50,11 +51,10 @@ class PanelLoader {
   __device__ __forceinline__ void load(const EachStage& each_stage) const {
     if (is_shared_) {
       each_stage([&](uint32_t to, uint32_t filled, int block) {
-        load_panels(to, block, [&](uint32_t at, const CUtensorMap& map, auto... coordinates) {
-          load_box_to_both(at, map, filled, coordinates...);
-        });
-        if (has_half_ && !(block == short_block_ && half_row_ != 0))
-          load_box_to_both(to + half_offset_, maps_.half, filled, half_column_, row(block) + half_row_);
+        const int32_t quarter = static_cast<int32_t>(cluster_rank()) * 16;
+        if (block == short_block_ && quarter >= 32) return;
+        for (int i = 0; i < panels_; ++i)
+          load_box_to_both(to + i * kPanelBytes + quarter * kLineBytes, maps_.quarter, filled, all_ + i * 64, row(block) + quarter);
       });
     } else {
       each_stage([&](uint32_t to, uint32_t filled, int block) {
@@ -96,7 +96,7 @@ class PanelLoader {
   }
 
   const PanelMaps& maps_;
-  int32_t column_, token_;
+  int32_t column_, token_, all_; int panels_;
   bool is_shared_, has_half_ = false;
   int pairs_, singles_;  // whole panels, two or one in a copy
   uint32_t bytes_, offset_ = 0, half_offset_ = 0;
@@ -162,7 +162,7 @@ class WgradWork {
     for (const PanelMaps* maps : {&p_.left, &p_.right}) {
       prefetch_tensor_map(maps->one);
       if (maps->has_two) prefetch_tensor_map(maps->two);
-      prefetch_tensor_map(maps->half);
+      prefetch_tensor_map(maps->half);prefetch_tensor_map(maps->quarter);
     }
     if (kOldThroughRing) prefetch_tensor_map(p_.old);
     prefetch_tensor_map(p_.out);
@@ -219,6 +219,7 @@ __global__ void __launch_bounds__(kThreads, 1) wgrad_kernel(const __grid_constan
 inline void add_panel_maps(TensorMaps& maps, PanelMaps* panels, const void* data, int64_t columns,
                            int64_t T) {
   maps.add(&panels->one, data, {columns, T}, {64, kReduceTile});
+  maps.add(&panels->quarter, data, {columns, T}, {64, 16});
   maps.add(&panels->half, data, {columns, T}, {64, kReduceTile / 2});
   panels->has_two = columns % 64 == 0;
   if (panels->has_two)
@@ -268,12 +269,12 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
 
   const int64_t per_group =
       saturating_product(ceil_div(rows, kTileRows), ceil_div(columns, Shape::kMaxWidth));
-  const int64_t tiles = saturating_product(ceil_div(per_group, 2) * 2, p.G);
+  const int64_t tiles = saturating_product(ceil_div(per_group, 4) * 4, p.G);
   params.order = {config.asks_ahead, config.band_rows, counters};
   if (needs_halves) {
     const HandingOut handing_out = {num_clusters(tiles, kClusterBlocks, launch.device),
                                     config.from_both_ends,
-                                    {map, ceil_div(per_group, 2)}};
+                                    {map, ceil_div(per_group, 4)}};
     const Status prepared = prepare_counters(handing_out, launch, Begin::kBeside, counters);
     if (!prepared.ok()) return prepared;
   }

@@ -17,7 +17,7 @@ inline constexpr int kOldPanels = Shared<Shape>::kStageBytes / (2 * kPanelBytes)
 
 // An operand [T, columns], in copies of 64 rows by 64 columns (a panel), two panels, and 32 rows of a panel.
 struct PanelMaps {
-  CUtensorMap one, two, half;
+  CUtensorMap one, two, half, quarter;
   bool has_two;
 };
 

@@ -30,7 +30,7 @@ __device__ __forceinline__ void run_block(const typename Work::Params& params, u
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       barrier_init(shared.filled(stage), 2);
-      barrier_init(shared.emptied(stage), kClusterBlocks * RingReader<Shape>::kReaders);
+      barrier_init(shared.emptied(stage), 3 * RingReader<Shape>::kReaders);
       barrier_init(shared.cleaned(stage), 1);
     }
     for (int slot = 0; slot < shared.kTiles; ++slot) {

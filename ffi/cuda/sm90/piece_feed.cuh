@@ -19,9 +19,9 @@ template <typename Shape>
 class PieceFeed {
  public:
   __device__ __forceinline__ PieceFeed(PieceCounters* counters, Shared<Shape> shared)
-      : counters_(counters), shared_(shared), clusters_(static_cast<int32_t>(gridDim.x / 2)) {
+      : counters_(counters), shared_(shared), clusters_(static_cast<int32_t>(gridDim.x / kClusterBlocks)) {
     if (counters == nullptr) {
-      place_ = static_cast<int32_t>(blockIdx.x / 2);
+      place_ = static_cast<int32_t>(blockIdx.x / kClusterBlocks);
     } else {
       uint32_t multiprocessor;
       asm volatile("mov.u32 %0, %%smid;" : "=r"(multiprocessor));

@@ -176,19 +176,19 @@ __device__ __forceinline__ void load_box(uint32_t shared, const CUtensorMap& map
 
 // A copy to both blocks of the cluster, to the same place in each, counted in each.
 __device__ __forceinline__ void load_box_to_both(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
-                                                 int32_t c0, int32_t c1) {
+                                                 int32_t c0, int32_t c1, uint16_t mask = 3) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
       "[%0], [%1, {%3, %4}], [%2], %5;\n" ::"r"(shared),
-      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "h"(uint16_t{3})
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "h"(mask)
       : "memory");
 }
 __device__ __forceinline__ void load_box_to_both(uint32_t shared, const CUtensorMap& map, uint32_t barrier,
-                                                 int32_t c0, int32_t c1, int32_t c2) {
+                                                 int32_t c0, int32_t c1, int32_t c2, uint16_t mask = 3) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
       "[%0], [%1, {%3, %4, %5}], [%2], %6;\n" ::"r"(shared),
-      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "h"(uint16_t{3})
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "h"(mask)
       : "memory");
 }
 

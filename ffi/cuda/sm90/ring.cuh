@@ -142,6 +142,7 @@ class RingReader {
     if (threadIdx.x % 32 != 0) return;
     barrier_arrive(shared_.emptied(stage));
     barrier_arrive_at(shared_.emptied(stage), cluster_rank() ^ 1);
+    barrier_arrive_at(shared_.emptied(stage), cluster_rank() ^ 2);
   }
   // Past stages that are the other multiplier's.
   __device__ __forceinline__ void skip(int stages) { cursor_.skip(stages); }

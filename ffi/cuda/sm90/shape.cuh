@@ -14,7 +14,7 @@ inline constexpr int kWidthStep = 32;
 inline constexpr int kReduceTile = 64;
 inline constexpr int kThreads = 384;
 inline constexpr int kMultipliers = 2;  // warpgroups
-inline constexpr int kClusterBlocks = 2;
+inline constexpr int kClusterBlocks = 4;
 
 // One tile of the result, as the scheduler tells it to the others.
 struct Tile {

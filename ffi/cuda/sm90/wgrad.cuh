@@ -22,14 +22,15 @@ namespace grouped::cuda::sm90 {
 class PanelLoader {
  public:
   __device__ __forceinline__ PanelLoader(const PanelMaps& maps, int column, int width, const Tile& tile,
-                                         bool is_shared)
+                                         bool is_shared, int partner = 1)
       : maps_(maps), column_(column), token_(tile.first_token), is_shared_(is_shared) {
     int panels = tile.is_idle() ? 0 : (width + 63) / 64;
     bytes_ = panels * kPanelBytes;
     const int cut = tile.num_tokens % kReduceTile;
     short_block_ = cut > 0 && cut <= kReduceTile / 2 ? tile.num_blocks - 1 : -1;
     if (is_shared) {
-      const int rank = static_cast<int>(cluster_rank());
+      const int rank = static_cast<int>(cluster_rank()) / partner % 2;
+      mask_ = static_cast<uint16_t>((1 << cluster_rank()) | (1 << (cluster_rank() ^ partner)));
       has_half_ = panels % 2 != 0;
       half_offset_ = panels / 2 * kPanelBytes + rank * (kPanelBytes / 2);
       half_column_ = column + panels / 2 * 64;
@@ -51,10 +52,10 @@ class PanelLoader {
     if (is_shared_) {
       each_stage([&](uint32_t to, uint32_t filled, int block) {
         load_panels(to, block, [&](uint32_t at, const CUtensorMap& map, auto... coordinates) {
-          load_box_to_both(at, map, filled, coordinates...);
+          load_box_to_both(at, map, filled, coordinates..., mask_);
         });
         if (has_half_ && !(block == short_block_ && half_row_ != 0))
-          load_box_to_both(to + half_offset_, maps_.half, filled, half_column_, row(block) + half_row_);
+          load_box_to_both(to + half_offset_, maps_.half, filled, half_column_, row(block) + half_row_, mask_);
       });
     } else {
       each_stage([&](uint32_t to, uint32_t filled, int block) {
@@ -96,7 +97,7 @@ class PanelLoader {
   }
 
   const PanelMaps& maps_;
-  int32_t column_, token_;
+  int32_t column_, token_; uint16_t mask_ = 0;
   bool is_shared_, has_half_ = false;
   int pairs_, singles_;  // whole panels, two or one in a copy
   uint32_t bytes_, offset_ = 0, half_offset_ = 0;
@@ -108,7 +109,7 @@ template <typename T, typename Shape>
 class WgradLeftLoader : public PanelLoader {
  public:
   __device__ __forceinline__ WgradLeftLoader(const WgradTensors<T>& p, const Tile& tile)
-      : PanelLoader(p.left, tile.row, kTileRows, tile, false), p_(p), tile_(tile) {}
+      : PanelLoader(p.left, tile.row, kTileRows, tile, true, 2), p_(p), tile_(tile) {}
 
   // Stage `i` of the panels that the result held.
   __device__ __forceinline__ void load_old(int i, uint32_t stage, uint32_t filled) const {
@@ -135,7 +136,7 @@ template <typename T>
 class WgradRightLoader : public PanelLoader {
  public:
   __device__ __forceinline__ WgradRightLoader(const WgradTensors<T>& p, const Tile& tile)
-      : PanelLoader(p.right, tile.column, tile.width, tile, tile.shares_right()) {}
+      : PanelLoader(p.right, tile.column, tile.width, tile, true, 1) {}
 
   __device__ __forceinline__ void load_old(int, uint32_t, uint32_t filled) const { barrier_arrive(filled); }
 };
@@ -268,12 +269,12 @@ Status wgrad_in(const WgradProblem& p, const Config& config, const Launch& launc
 
   const int64_t per_group =
       saturating_product(ceil_div(rows, kTileRows), ceil_div(columns, Shape::kMaxWidth));
-  const int64_t tiles = saturating_product(ceil_div(per_group, 2) * 2, p.G);
+  const int64_t tiles = saturating_product(ceil_div(per_group, 4) * 4, p.G);
   params.order = {config.asks_ahead, config.band_rows, counters};
   if (needs_halves) {
     const HandingOut handing_out = {num_clusters(tiles, kClusterBlocks, launch.device),
                                     config.from_both_ends,
-                                    {map, ceil_div(per_group, 2)}};
+                                    {map, ceil_div(per_group, 4)}};
     const Status prepared = prepare_counters(handing_out, launch, Begin::kBeside, counters);
     if (!prepared.ok()) return prepared;
   }

@@ -79,7 +79,7 @@ class WgradFeed {
   // next.
   __device__ __forceinline__ int32_t next() {
     if (order_.counters == nullptr) {
-      const int32_t clusters = gridDim.x / 2, cluster = blockIdx.x / 2;
+      const int32_t clusters = gridDim.x / kClusterBlocks, cluster = blockIdx.x / kClusterBlocks;
       const int32_t piece = turn_ * clusters + (turn_ % 2 == 0 ? cluster : clusters - 1 - cluster);
       ++turn_;
       return piece;
@@ -104,7 +104,7 @@ __device__ __forceinline__ int32_t wgrad_row_tiles(int64_t out_rows) {
 // Two tiles of a result each; of an odd number, one in the last.
 template <typename Shape>
 __device__ __forceinline__ int32_t wgrad_pieces_of_group(int64_t out_rows, int64_t out_columns) {
-  return (wgrad_row_tiles(out_rows) * ColumnCut<Shape>(out_columns).tiles() + 1) / 2;
+  return (wgrad_row_tiles(out_rows) * ((ColumnCut<Shape>(out_columns).tiles() + 1) / 2) + 1) / 2;
 }
 
 // The tiles of each group's whole result, two at once. A cluster stays in one group, so that both of its
@@ -122,7 +122,7 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
   const int32_t per_group = wgrad_pieces_of_group<Shape>(out_rows, out_columns);
   const int32_t pieces = static_cast<int32_t>(map.G) * per_group;
   GroupWindow groups(map);
-  BandWalk walk(rows, cut.tiles(), order.band_rows);
+  BandWalk walk(rows, (cut.tiles() + 1) / 2, order.band_rows);
   WgradFeed<Shape> feed(order, pieces, shared);
   const auto next = [&] {
     if (feed.is_ahead()) queue.wait_for_room();
@@ -136,17 +136,8 @@ __device__ __forceinline__ void schedule_wgrad(const RowMap& map, int64_t out_ro
     if (skip_empty && tile.num_tokens == 0) continue;
     tile.num_blocks = (tile.num_tokens + kReduceTile - 1) / kReduceTile;
     walk.go_to(first);
-    int32_t row = walk.row, column = walk.column, other_column = walk.column;
-    const bool has_second = first + 1 < tiles;
-    if (has_second) {
-      walk.advance();
-      if (rank == 0) {
-        other_column = walk.column;
-      } else {
-        row = walk.row;
-        column = walk.column;
-      }
-    }
+    int32_t row = walk.row + rank % 2, column = walk.column * 2 + rank / 2, other_column = column;
+    const bool has_second = true;
     tile.row = row * kTileRows;
     tile.column = cut.first_of(column);
     tile.width = cut.width_of(column);

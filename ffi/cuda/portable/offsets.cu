@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// offsets[g + 1] = next_offset(offsets[g], sizes[g]) for all groups, and the running count of row tiles or the
-// groups' order, by one block. next_offset() is a running min(T, a + b) over sizes, a running max over ends. Both are
-// associative on clamped values, so a block-wide scan gives exactly the sequential result.
+// offsets[g + 1] = next_offset(offsets[g], sizes[g]) for all groups, and the running count of row tiles or
+// the groups' order, by one block. next_offset() is a running min(T, a + b) over sizes, a running max over
+// ends. Both are associative on clamped values, so a block-wide scan gives exactly the sequential result.
 #include <cuda_runtime.h>
 
 #include <vector>
@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(kMaxThreads) offsets_kernel(const __grid_const
 }
 
 // Groups by falling size, then by number: a bitonic sort of one group a thread, for a block of a power of two
-// of them. Pairs within a warp exchange by shuffles; that is all but 3 of 28 steps for 128 groups, and each of
-// the others costs two meetings of the block.
+// of them. Pairs within a warp exchange by shuffles; that is all but 3 of 28 steps for 128 groups, and each
+// of the others costs two meetings of the block.
 __device__ void order_groups(const OffsetsParams& p, const int64_t* ends) {
   __shared__ uint64_t keys[kMaxOrdered];
   const int i = static_cast<int>(threadIdx.x);

@@ -8,8 +8,8 @@
 namespace grouped::cuda::sm90 {
 
 // A warp has 16 rows of a wgmma's 64, and of each block of 8 columns a lane has two neighbouring ones in rows
-// lane / 4 and 8 below. Writes kBlocks blocks as fp32 or rounded to T: value(block, lower) are this lane's two,
-// at(row, unit) is where 16 bytes of a row go.
+// lane / 4 and 8 below. Writes kBlocks blocks as fp32 or rounded to T: value(block, lower) are this lane's
+// two, at(row, unit) is where 16 bytes of a row go.
 template <typename T, bool kWide, int kBlocks, typename Value, typename Place>
 __device__ __forceinline__ void write_fragments(const Value& value, const Place& at) {
   const int lane = threadIdx.x % 32;

@@ -104,6 +104,10 @@ std::vector<Groups> group_cases(bool quick) {
       {"all empty", {0, 0, 0}, 9, true, false},
       {"several tiles each", {300, 0, 129, 256, 64, 7}, 760, false, false},
   };
+  // They are sorted by four warps, which exchange through shared memory.
+  Groups warps{"more groups than a warp has lanes", {}, 110, false, false};
+  for (int64_t g = 0; g < 70; ++g) warps.values.push_back(g * 5 % 7 % 4);
+  cases.push_back(warps);
   if (quick) return cases;
   const std::vector<Groups> more = {
       {"no tail", {64, 128, 1, 16}, 209, true, false},

@@ -186,7 +186,7 @@ void mm_suite(Report& report, bool quick) {
   for (int dtype : kDTypes) {
     for (const Groups& groups : group_cases(quick)) {
       for (const Shape& shape : shapes) {
-        if (groups.G() > 100 && shape.K * shape.N > 40 * 136) continue;
+        if (groups.G() > 32 && shape.K * shape.N > 40 * 136) continue;
         if (groups.T > 1000 && shape.K * shape.N > 20000) continue;
         const uint64_t flags = rng();
         MmCase c{groups, dtype, shape.K, shape.N};

@@ -160,7 +160,7 @@ void for_each_case(bool quick, std::mt19937_64& rng, Body&& body) {
   for (int dtype : kDTypes) {
     for (const Groups& groups : group_cases(quick)) {
       for (const Shape& shape : shapes) {
-        if (groups.G() > 100 && shape.K * shape.N > 33 * 17) continue;
+        if (groups.G() > 32 && shape.K * shape.N > (groups.G() > 100 ? 33 * 17 : 40 * 136)) continue;
         if (groups.T > 1000 && shape.K * shape.N > 20000) continue;
         const uint64_t flags = rng();
         GradCase c{groups, dtype, shape.K, shape.N};
